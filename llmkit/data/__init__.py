@@ -1,0 +1,1 @@
+"""From files, folders, Hub ids and the bundled data to documents, splits and packed tokens."""

@@ -1,0 +1,1 @@
+"""Loading a model folder and getting text out of it."""

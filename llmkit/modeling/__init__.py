@@ -1,0 +1,1 @@
+"""Sizes of models from one dial, and forecasts of parameters, memory and time."""

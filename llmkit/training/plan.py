@@ -1,0 +1,224 @@
+"""From a corpus, a machine and a budget to every number of a pretraining run, each with its reason.
+
+The order matters: the text decides the vocabulary, the machine the precision, both with the budget the depth, and the
+depth everything else. Nothing here overrides what the user gave. What is a rule of thumb, and was found on which
+runs, is said where the rule stands.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from llmkit.errors import UserError
+from llmkit.modeling.sizes import Shape, shape_of_depth
+from llmkit.options import Settings
+
+# Share of the measured matrix peak that training reaches, as a first guess; steps are planned from a measured step.
+EFFICIENCY = {"cpu": 0.5, "cuda": 0.4}
+# Tokens that a parameter has to see for a model of this size to be worth its time, in a short run with repeats. Web-scale
+# runs to a compute optimum use about 20 (Hoffmann et al., "Training Compute-Optimal Large Language Models", 2022).
+TOKENS_PER_PARAMETER = 1.0
+COMPUTE_OPTIMAL_TOKENS_PER_PARAMETER = 20
+# Passes over a text after which more of the same teach nothing (Muennighoff et al., "Scaling Data-Constrained
+# Language Models", 2023, put the knee at 4 and the end at about 16).
+MOST_PASSES = 10
+DEEPEST = 32
+EVALUATIONS = 6  # on the way
+START_SECONDS = 15  # to import, read, split and tokenize a small text
+COMPILE_SECONDS = 25  # to compile a decoder layer, forward and backward, on two cores without a cache
+COMPILE_GAIN = 0.3  # of the time of a step, on a CPU; more on a GPU
+
+BATCH_TOKENS = 4096  # for the horizon below
+_BATCH_HORIZON = 3_000_000
+_BATCH_EXPONENT = 0.383  # Bergsma et al., "Power Lines", 2025: the best batch grows with the tokens of a run
+
+
+def plan_precision(settings: Settings, gain: float) -> torch.dtype | None:
+    """bfloat16 where this machine is faster with it; returns the dtype to compute in, None for float32."""
+    if settings["fp16"].value:
+        settings.derive("bf16", False, "--fp16 was given")
+        return torch.float16
+    reason = f"a layer of these sizes is {gain:.1f} times as fast in bfloat16 as in float32, measured, casts included"
+    use = settings.derive("bf16", gain > 1.1, reason)
+    return torch.bfloat16 if use else None
+
+
+def plan_context(settings: Settings, device: torch.device) -> int:
+    if device.type == "cuda":
+        return settings.derive("context_length", 1024, "usual at this size; attention is cheap on a GPU")
+    return settings.derive(
+        "context_length", 256, "a page of text; on a CPU attention over more costs more than it tells"
+    )
+
+
+def plan_shape(
+    settings: Settings,
+    vocab_size: int,
+    context_length: int,
+    tokens: int,
+    flops: float,
+    seconds: float | None,
+) -> Shape:
+    """The model's shape: by depth, which follows from the budget where it was not given.
+
+    Args:
+        vocab_size: of the tokenizer.
+        context_length: input tokens of a sample.
+        tokens: of the training side.
+        flops: operations per second that training is expected to reach.
+        seconds: of training that the budget leaves; None without a budget.
+    """
+    if settings["depth"].value is None:
+        if seconds is None:
+            settings.derive("depth", 6, "neither --depth nor --time_budget was given")
+        else:
+            settings.derive("depth", *_depth_for(vocab_size, context_length, tokens, flops, seconds))
+    shape = shape_of_depth(settings["depth"].value, vocab_size, context_length)
+    by_depth = "follows from --depth"
+    hidden_size = settings.derive("hidden_size", shape.hidden_size, by_depth)
+    if hidden_size != shape.hidden_size:
+        of_width = shape_of_depth(12, vocab_size, context_length)  # only for the ratio of the inner size
+        inner = math.ceil(8 * hidden_size / 3 / 64) * 64
+        heads = max(hidden_size // of_width.head_dim, 1)
+        shape = replace(
+            shape,
+            hidden_size=hidden_size,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+        )
+    heads = settings.derive("num_attention_heads", shape.num_attention_heads, by_depth)
+    default_groups = shape.num_key_value_heads if heads == shape.num_attention_heads else heads
+    groups = settings.derive("num_key_value_heads", default_groups, by_depth)
+    inner = settings.derive("intermediate_size", shape.intermediate_size, by_depth)
+    problems = []
+    if hidden_size % heads:
+        problems.append(f"--hidden_size {hidden_size} is not a multiple of --num_attention_heads {heads}")
+    elif (hidden_size // heads) % 2:
+        problems.append(
+            f"--hidden_size {hidden_size} / --num_attention_heads {heads} must be even for rotary positions"
+        )
+    if heads % groups:
+        problems.append(f"--num_attention_heads {heads} is not a multiple of --num_key_value_heads {groups}")
+    if problems:
+        raise UserError(problems)
+    return replace(
+        shape,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=hidden_size // heads,
+    )
+
+
+def _depth_for(vocab_size: int, context_length: int, tokens: int, flops: float, seconds: float) -> tuple[int, str]:
+    """The largest depth that this budget can feed, and the reason in words."""
+    best = 1
+    for depth in range(1, DEEPEST + 1):
+        shape = shape_of_depth(depth, vocab_size, context_length)
+        seen = min(seconds * flops / shape.flops_per_token, MOST_PASSES * tokens)
+        if seen < TOKENS_PER_PARAMETER * shape.parameters:
+            break
+        best = depth
+    return best, (
+        f"the largest model whose every parameter sees {TOKENS_PER_PARAMETER:g} token or more in {seconds:.0f} s at "
+        f"{flops / 1e9:.0f} GFLOP/s and {MOST_PASSES} passes over {tokens:,} tokens at most"
+    )
+
+
+def plan_batch(settings: Settings, horizon: int, context_length: int, processes: int, available: int) -> int:
+    """Samples of one optimizer step over all processes; fills in the batch of one process.
+
+    Args:
+        horizon: tokens of the whole run, roughly.
+        available: samples in one pass over the text.
+    """
+    wanted = BATCH_TOKENS * (horizon / _BATCH_HORIZON) ** _BATCH_EXPONENT
+    samples = min(max(2 ** round(math.log2(wanted / context_length)), 1), available)
+    per_process = max(samples // processes, 1)
+    accumulation = settings["gradient_accumulation_steps"].value
+    if settings["per_device_train_batch_size"].source == "default":
+        most = 32 * max(1024 // context_length, 1)  # samples that a device takes at once
+        if settings["gradient_accumulation_steps"].source == "default" and per_process > most:
+            accumulation = math.ceil(per_process / most)
+            settings.derive("gradient_accumulation_steps", accumulation, f"at most {most} samples at once")
+        per_process = max(per_process // accumulation, 1)
+    reason = (
+        f"about {wanted:,.0f} tokens a step: the best batch grows with the tokens of the run, here some {horizon:,}"
+    )
+    per_device = settings.derive("per_device_train_batch_size", per_process, reason)
+    return per_device * accumulation * processes
+
+
+def plan_learning(settings: Settings, hidden_size: int, batch_tokens: int, continues: bool) -> None:
+    """Learning rates, weight decay, and the initial scale.
+
+    Args:
+        continues: whether the model was trained before; it is then moved with smaller steps.
+    """
+    scale = math.sqrt(batch_tokens / BATCH_TOKENS) * (0.3 if continues else 1)
+    note = ", and 0.3 of that because the model is trained already" if continues else ""
+    reason = f"0.02 at {BATCH_TOKENS} tokens a step, by the root of the batch{note}"
+    settings.derive("muon_learning_rate", round(0.02 * scale, 6), reason)
+    at_192 = 0.003 if settings["optimizer"].value == "adamw" else 0.01
+    reason = f"{at_192} at width 192, by the roots of batch and inverse width{note}"
+    settings.derive("learning_rate", round(at_192 * math.sqrt(192 / hidden_size) * scale, 6), reason)
+    reason = "of hidden matrices; without it, a text that is read several times is learned by heart"
+    settings.derive("weight_decay", 0.1, reason)
+    if not continues:
+        reason = "0.02 at width 768, as GPT-2 has it, by the inverse root of the width"
+        settings.derive("initializer_range", round(0.02 * math.sqrt(768 / hidden_size), 4), reason)
+
+
+def plan_compilation(settings: Settings, training_seconds: float, can_compile: bool) -> bool:
+    """Whether to compile: where the run is long enough to win back what compiling costs."""
+    pays = COMPILE_GAIN * training_seconds > COMPILE_SECONDS
+    if not can_compile:
+        return settings.derive("torch_compile", False, "there is no C++ compiler on this machine")
+    reason = (
+        f"it takes about {COMPILE_SECONDS} s and saves {COMPILE_GAIN:.0%} of {training_seconds:.0f} s of training"
+        if math.isfinite(training_seconds)
+        else "the run is long"
+    )
+    return settings.derive("torch_compile", pays, reason)
+
+
+def plan_steps_in_budget(
+    settings: Settings, steps: int, batch_tokens: int, tokens: int, step_seconds: float, reserve: float
+) -> None:
+    """As many steps as the budget allows, and no more than the text is good for."""
+    most = max(MOST_PASSES * tokens // batch_tokens, 1)
+    reason = f"{step_seconds:.3f} s a step, measured; {reserve:.0f} s are kept for evaluation and saving"
+    if steps > most:
+        reason = f"{MOST_PASSES} passes over the text; the rest of the budget would only memorize it"
+    settings.derive("max_steps", min(steps, most), reason)
+
+
+def plan_horizon(settings: Settings, parameters: int, batch_tokens: int, tokens: int) -> None:
+    """The number of steps where neither the user nor a budget has set it."""
+    wanted = COMPUTE_OPTIMAL_TOKENS_PER_PARAMETER * parameters
+    reason = f"{COMPUTE_OPTIMAL_TOKENS_PER_PARAMETER} tokens for each parameter"
+    if wanted > MOST_PASSES * tokens:
+        reason = f"{MOST_PASSES} passes over the text; {reason} would be {wanted / tokens:.0f}"
+    settings.derive("max_steps", max(round(min(wanted, MOST_PASSES * tokens) / batch_tokens), 1), reason)
+
+
+def plan_schedule(settings: Settings) -> None:
+    """Warmup, stable phase, decay: all of them shares of the steps."""
+    steps = settings["max_steps"].value
+    warmup = settings.derive("warmup_steps", min(max(round(0.02 * steps), 10), 200), "2 % of the steps, from 10 to 200")
+    settings.derive("lr_scheduler_type", "warmup_stable_decay", "the stable part can be continued with more data")
+    if settings["lr_scheduler_type"].value == "warmup_stable_decay":
+        decay = min(round(settings["decay_share"].value * steps), max(steps - round(warmup), 0))
+        kwargs = {"num_decay_steps": max(decay, 1), "decay_type": "linear"}
+        settings.derive("lr_scheduler_kwargs", kwargs, f"the last {settings['decay_share'].value:.0%} of the steps")
+
+
+def plan_pace(settings: Settings, step_seconds: float | None) -> None:
+    """How often to log, evaluate and save."""
+    steps = settings["max_steps"].value
+    settings.derive("logging_steps", max(steps // 100, 1), "a hundred points on the curve")
+    settings.derive("eval_steps", max(math.ceil(steps / EVALUATIONS), 1), f"{EVALUATIONS} evaluations")
+    often = f"about once a minute at {step_seconds:.2f} s a step" if step_seconds else "ten checkpoints"
+    settings.derive("save_steps", max(round(60 / step_seconds) if step_seconds else steps // 10, 1), often)
