@@ -1,6 +1,8 @@
 # Everything runs in .venv, which is made on first use and again when the requirements change.
 PYTHON ?= python3
 BIN := .venv/bin
+# What accelerate would take anyway; said here, it does not remark on each of them.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help pretrain test lint format clean
 
@@ -8,7 +10,7 @@ help:
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/: .*## /\t/'
 
 pretrain: .venv/core ## a small GPT of your own from the bundled text, in five minutes
-	$(BIN)/accelerate launch recipes/pretrain_gpt.py
+	$(LAUNCH) recipes/pretrain_gpt.py
 
 test: .venv/dev ## the whole test suite
 	$(BIN)/python -m pytest

@@ -1,13 +1,12 @@
 """The `llmkit` command: one small function per verb; heavy imports inside, so that --help answers at once."""
 
 import argparse
-import difflib
 import json
 import sys
 from typing import Any
 
 import llmkit
-from llmkit.errors import UserError, run
+from llmkit.errors import UserError, nearest, noting, refuse, run
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,14 +18,15 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
         known = [name for action in self._verb(found)._actions for name in action.option_strings]
-        problems = []
-        for word in unknown:
-            near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"unknown option {word}{hint}" if word.startswith("-") else f"one word too many: {word!r}")
-        if problems:
-            raise UserError(problems)
+        names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        refuse([f"unknown option {name}{nearest(name, known)}" for name in names])
+        refuse([f"one word too many: {word!r}" for word in unknown])
         return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = list(action.choices)
+            raise argparse.ArgumentError(action, f"{value} is none of {', '.join(choices)}{nearest(value, choices)}")
 
     def _verb(self, found: Any) -> argparse.ArgumentParser:
         choices = self._subparsers._group_actions[0].choices if self._subparsers else {}
@@ -84,27 +84,63 @@ def _verb(verbs: Any, name: str, function: Any, help: str) -> argparse.ArgumentP
 
 
 def _check(options: argparse.Namespace) -> int:
-    from llmkit.data.check import check_text, count_tokens
+    import dataclasses
 
-    report, sides = check_text(
-        options.data, options.text_column, options.validation_data, options.validation_fraction, options.split_seed
-    )
-    if sides is not None:
-        if options.tokenizer:
-            from llmkit.folder import require_model_folder
-            from llmkit.modeling.models import load_tokenizer
+    from llmkit.data.check import check_text
+    from llmkit.data.text import TextOptions
+    from llmkit.folder import require_model_folder
+    from llmkit.training.budget import parse_budget
 
+    problems = []
+    if options.depth is not None and options.depth < 1:
+        problems.append(f"--depth {options.depth}: must be 1 or more")
+    with noting(problems):
+        parse_budget(options.time_budget)
+    if options.tokenizer:
+        with noting(problems):
             require_model_folder(options.tokenizer, "--tokenizer", weights=False)
-            tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
-            report |= {"vocab_size": len(tokenizer)} | count_tokens(sides, tokenizer)
-        if not report["problems"]:
-            from llmkit.training.forecast import forecast
+    refuse(problems)
+    names = [field.name for field in dataclasses.fields(TextOptions)]
+    report, sides = check_text(TextOptions(**{name: getattr(options, name) for name in names}))
+    if not report["problems"]:
+        report |= _tokens(options, report, sides)
+    if not report["problems"]:
+        from llmkit.training.forecast import forecast
 
-            report["forecast"] = forecast(report, options.depth, options.time_budget)
+        report["forecast"] = forecast(report, options.depth, options.time_budget)
     print(json.dumps(report, indent=2, ensure_ascii=False) if options.json else _table(report))
-    if report["problems"] and not options.json:
-        raise UserError(report["problems"])
+    if not options.json:
+        refuse(report["problems"])
     return 2 if report["problems"] else 0
+
+
+def _tokens(options: argparse.Namespace, report: dict[str, Any], sides: Any) -> dict[str, Any]:
+    """Token counts of both sides, and whether they are enough to train on.
+
+    Without --tokenizer they are counted only for a text that might be too small: training its tokenizer takes no time.
+    """
+    from llmkit.data.check import count_tokens, problem_of_length
+    from llmkit.options import Setting, Settings
+
+    if options.tokenizer:
+        from llmkit.modeling.models import load_tokenizer
+
+        tokenizer = load_tokenizer(options.tokenizer, "--tokenizer")
+    elif report["train_bytes"] < 100_000:
+        from llmkit.tokenization.bpe import tokenizer_for
+
+        tokenizer = tokenizer_for(sides, Settings(vocab_size=Setting(None, "default")))
+    else:
+        return {}
+    import torch
+
+    from llmkit.training.plan import plan_context
+
+    counts = count_tokens(sides, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    context = plan_context(Settings(context_length=Setting(None, "default")), device)
+    problem = problem_of_length(counts["train_tokens"], sides.train_documents, context)
+    return {"vocab_size": len(tokenizer), **counts, "problems": [problem] if problem else []}
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -119,20 +155,12 @@ def _generate(options: argparse.Namespace) -> int:
         problems.append(f"--max_new_tokens {options.max_new_tokens}: must be 1 or more")
     if options.top_k < 0:
         problems.append(f"--top_k {options.top_k}: must be 0 (all) or more")
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     model, tokenizer = load(options.model)
+    sampling = (options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed)
+    pieces = stream(model, tokenizer, options.prompt, *sampling)
     sys.stdout.write(options.prompt)
-    for piece in stream(
-        model,
-        tokenizer,
-        options.prompt,
-        options.max_new_tokens,
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        options.seed,
-    ):
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()

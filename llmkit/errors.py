@@ -1,7 +1,10 @@
 """What a person can mend is said in one place, all at once, and ends with exit code 2."""
 
+import contextlib
+import difflib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class UserError(Exception):
@@ -37,6 +40,22 @@ def refuse(problems: list[str]) -> None:
         raise UserError(problems)
 
 
+@contextlib.contextmanager
+def noting(problems: list[str]) -> Iterator[None]:
+    """Add what a `UserError` says to a list and go on, so that one problem does not hide the next."""
+    try:
+        yield
+    except UserError as error:
+        problems += error.problems
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint to put behind a problem: the known name that a wrong one may stand for, or nothing."""
+    known = sorted(known)
+    found = [name for name in known if name.startswith(word)] or difflib.get_close_matches(word, known, 1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a program's `main` and leave the process with its exit code.
 
@@ -46,6 +65,8 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":  # of several processes, which all found the same, the first one speaks
+            sys.exit(2)
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -39,8 +39,9 @@ _NOT_PART_OF_THE_RESULT = {
 _OWN_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt",
-    "README.md", "llmkit.json", "metrics.json", "metrics.jsonl", "report.html", "checkpoint-*", ".saving-*",
+    "README.md", "llmkit.json", "metrics.json", "metrics.jsonl", "report.html", "checkpoint-*",
 )  # fmt: skip
+_ON_THEIR_WAY = (".saving-*", ".llmkit.json-*", ".metrics.json-*", ".README.md-*", ".report.html-*")
 
 
 # ---------------------------------------------------------------------------------------------- small tools
@@ -126,7 +127,8 @@ def require_model_folder(name: str, option: str, weights: bool = True) -> None:
     if not folder.is_dir():
         looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.parent.is_dir()
         if looks_like_path or constants.is_offline_mode():
-            near = sorted(str(p.parent) for p in Path("runs").glob("*/config.json")) if Path("runs").is_dir() else []
+            wanted = "config.json" if weights else "tokenizer.json"
+            near = sorted(str(p.parent) for p in Path("runs").glob(f"*/{wanted}")) if Path("runs").is_dir() else []
             hint = f"; there are {', '.join(near)}" if near else ""
             offline = "" if looks_like_path else " (and HF_HUB_OFFLINE is set, so the Hub is not asked)"
             raise UserError(f"{option} {name}: there is no such folder{offline}{hint}")
@@ -228,6 +230,7 @@ class Run:
         self.record = record
         self.resumes = resumes
         self.writes = True
+        self._taken = resumes
 
     @classmethod
     def start(
@@ -237,7 +240,9 @@ class Run:
         inputs: dict[str, str | None],
         overwrite: bool = False,
     ) -> "Run":
-        """Take the output folder for a run, or go on with the run that it holds.
+        """Choose the output folder for a run, or go on with the run that it holds.
+
+        Nothing is written or deleted before the run first saves or logs: what is refused until then leaves no trace.
 
         Args:
             recipe: the recipe's name.
@@ -249,8 +254,11 @@ class Run:
             UserError: the folder holds a run of other options or inputs, or files that llmkit did not write.
         """
         folder = Path(settings["output_dir"].value)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--output_dir {folder}: is a file; name a folder")
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"--output_dir {folder}: {there} is a file; name a folder")
+        if not os.access(there, os.W_OK):
+            raise UserError(f"--output_dir {folder}: {there} may not be written to; choose another folder")
         earlier = None
         if (folder / "llmkit.json").exists():
             earlier = read_json(folder / "llmkit.json")
@@ -268,10 +276,10 @@ class Run:
             )
         if earlier is not None:
             stored = Settings.from_json(earlier["options"])
-            for name, setting in settings.items():
-                if name in stored and not setting.source.startswith("command line"):
+            for name in settings.keys() & stored.keys() - {"output_dir"}:  # the folder may have moved
+                if not settings.given(name):
                     settings[name] = stored[name]
-            _cut_half_line(folder / "metrics.jsonl")
+            _mend(folder)
             return cls(folder, settings, earlier, resumes=True)
 
         record = {
@@ -285,9 +293,6 @@ class Run:
             "started": now(),
             "finished": None,
         }
-        if folder.is_dir():
-            _delete_own_files(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         record |= {"versions": versions(), "git_revision": git_revision(), "machine": machine()}
         return cls(folder, settings, record, resumes=False)
 
@@ -295,19 +300,27 @@ class Run:
     def finished(self) -> bool:
         return self.record["status"] == "finished"
 
+    def _take_folder(self) -> None:
+        """Before the first file of a new run: make its folder, without what another run has left there."""
+        if not self._taken:
+            _delete(self.folder, _OWN_FILES + _ON_THEIR_WAY)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._taken = True
+
     def save(self, **fields: Any) -> None:
         """Write llmkit.json as it stands, with further fields."""
         self.record |= fields
         self.record["options"] = self.settings.to_json()
         if self.writes:
+            self._take_folder()
             write_json(self.folder / "llmkit.json", self.record)
 
     def log(self, **values: Any) -> None:
-        """Add one line to metrics.jsonl. NaN and infinities, which JSON lacks, become null."""
+        """Add one line to metrics.jsonl; NaN and infinities become null."""
         if self.writes:
-            values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            self._take_folder()
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+                stream.write(json.dumps(_finite(values), ensure_ascii=False) + "\n")
 
     def seconds_at(self, step: int) -> float:
         """The training seconds that the run had used at a step, as its journal says."""
@@ -319,14 +332,21 @@ class Run:
                     seconds = values.get("seconds", seconds)
         return seconds
 
-    def save_model(self, model: Any, tokenizer: Any) -> None:
-        """Save weights, configuration and tokenizer: all of them or none."""
+    def save_model(self, model: Any, tokenizer: Any, weights: dict[str, Any] | None = None) -> None:
+        """Save weights, configuration and tokenizer: all of them or none.
+
+        Args:
+            model: None saves the tokenizer alone.
+            weights: the whole state dict of a model that is cut over processes.
+        """
         if not self.writes:
             return
+        self._take_folder()
         staging = self.folder / f".saving-{os.getpid()}"
         try:
             if model is not None:
-                model.save_pretrained(staging)
+                model.config.use_cache = True  # Trainer turns it off, and other programs read it
+                model.save_pretrained(staging, state_dict=weights)
             tokenizer.save_pretrained(staging)
             for file in sorted(staging.iterdir()):
                 os.replace(file, self.folder / file.name)
@@ -349,6 +369,33 @@ class Run:
             for checkpoint in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint, ignore_errors=True)
 
+    def push(self) -> str | None:
+        """Upload the finished folder to the Hub in one commit, as `hub_model_id` or under the folder's name.
+
+        Returns:
+            The commit's address; None where another process pushes.
+        """
+        if not self.writes:
+            return None
+        from huggingface_hub import HfApi
+
+        value = {
+            name: self.settings[name].value
+            for name in ("hub_model_id", "hub_private_repo", "hub_revision", "hub_token")
+        }
+        api = HfApi(token=value["hub_token"])
+        repository = api.create_repo(
+            value["hub_model_id"] or self.folder.name, private=value["hub_private_repo"], exist_ok=True
+        )
+        commit = api.upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=self.folder,
+            revision=value["hub_revision"],
+            commit_message=f"{self.record['recipe']}: {self.record['command']}",
+            ignore_patterns=["checkpoint-*", ".*", "runs/*"],
+        )
+        return commit.commit_url
+
 
 def _differences(earlier: dict[str, Any], recipe: str, settings: Settings, inputs: dict[str, str | None]) -> list[str]:
     """What a stored run has that this one has not, in words."""
@@ -357,25 +404,37 @@ def _differences(earlier: dict[str, Any], recipe: str, settings: Settings, input
     before = Settings.from_json(earlier["options"]).given_values()
     today = settings.given_values()
     found = []
-    for name in sorted((before.keys() | today.keys()) - _NOT_PART_OF_THE_RESULT - {"data", "model", "tokenizer"}):
+    read = earlier.get("inputs", {})
+    for name in sorted((before.keys() | today.keys()) - _NOT_PART_OF_THE_RESULT - read.keys() - inputs.keys()):
         if before.get(name, "default") != today.get(name, "default"):
             found.append(f"--{name} was {before.get(name, 'not given')} and is {today.get(name, 'not given')}")
-    for name in sorted(earlier.get("inputs", {}).keys() | inputs.keys()):
-        if earlier.get("inputs", {}).get(name) != inputs.get(name):
-            found.append(f"the {name} has changed")
+    for name in sorted(read.keys() | inputs.keys()):  # compared by content, so that a file may move
+        if read.get(name) != inputs.get(name):
+            old, new = before.get(name, "not given"), today.get(name, "not given")
+            found.append(f"--{name} was {old} and is {new}" if old != new else f"the {name} ({new}) has changed")
     return found
 
 
-def _cut_half_line(file: Path) -> None:
-    """A kill can leave the last line of a journal half written."""
-    if file.exists():
-        content = file.read_bytes()
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _mend(folder: Path) -> None:
+    """A kill can leave the last line of the journal half written, and files that were on their way."""
+    journal = folder / "metrics.jsonl"
+    if journal.exists():
+        content = journal.read_bytes()
         if not content.endswith(b"\n"):
-            with open(file, "r+b") as stream:
+            with open(journal, "r+b") as stream:
                 stream.truncate(content.rfind(b"\n") + 1)
+    _delete(folder, _ON_THEIR_WAY)
 
 
-def _delete_own_files(folder: Path) -> None:
-    for pattern in _OWN_FILES:
+def _delete(folder: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

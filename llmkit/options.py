@@ -7,12 +7,18 @@ is answered with the nearest valid one, and the source of each value is kept for
 
 import argparse
 import dataclasses
-import difflib
+import json
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import refuse
+from llmkit.errors import nearest, refuse
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of an options dataclass with its line of `--help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass
@@ -112,7 +118,9 @@ def parse_options(
 
     values: dict[str, Any] = {}
     settings = Settings()
+    of_dictionaries: set[str] = set()
     for dataclass in types:
+        of_dictionaries |= {name for name, kind in typing.get_type_hints(dataclass).items() if "dict" in str(kind)}
         for field in dataclasses.fields(dataclass):
             if field.init:
                 values[field.name] = parser.get_default(field.name)
@@ -121,6 +129,8 @@ def parse_options(
         for name, words in words_by_option.items():
             try:
                 value = _parse_one(parser, words, name)
+                if name in of_dictionaries and isinstance(value, str) and value.startswith("{"):
+                    _check_json(value, words[0])  # TrainingArguments reads it, and would not say which option it was
             except _OneOption as error:
                 problems.append(f"{error} ({source})")
                 continue
@@ -144,10 +154,8 @@ def _option_named(parser: argparse.ArgumentParser, word: str) -> argparse.Action
 
 
 def _nearest(parser: argparse.ArgumentParser, word: str) -> str:
-    """The nearest option by name, as a hint to put behind a problem."""
     known = [name for name in parser._option_string_actions if "-" not in name[2:]]
-    found = difflib.get_close_matches("--" + word.lstrip("-").replace("-", "_"), known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else "; --help lists the options"
+    return nearest("--" + word.lstrip("-").replace("-", "_"), known) or "; --help lists the options"
 
 
 def _words_by_option(parser: argparse.ArgumentParser, argv: list[str], problems: list[str]) -> dict[str, list[str]]:
@@ -179,12 +187,19 @@ def _words_by_option(parser: argparse.ArgumentParser, argv: list[str], problems:
 
 def _words_of_yaml(parser: argparse.ArgumentParser, file: Path, problems: list[str]) -> dict[str, list[str]]:
     """The options of a YAML file, written as the command line would have them."""
-    import json
-
     import yaml
 
+    class LoaderThatSeesRepeats(yaml.SafeLoader):
+        """PyYAML takes the last of two equal keys without a word."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            repeated = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+            problems.extend(f"{file}: {key} is given twice; keep one" for key in repeated)
+            return super().construct_mapping(node, deep)
+
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), LoaderThatSeesRepeats)
     except FileNotFoundError:
         problems.append(f"--config {file}: there is no such file")
         return {}
@@ -197,10 +212,14 @@ def _words_of_yaml(parser: argparse.ArgumentParser, file: Path, problems: list[s
     words: dict[str, list[str]] = {}
     for key, value in content.items():
         action = _option_named(parser, f"--{key}")
-        if action is None or key == "config":
-            problems.append(f"{file}: unknown key {key!r}{_nearest(parser, str(key)).replace('--', '')}")
+        if action is None or key in ("config", "help"):
+            problems.append(f"{file}: unknown key {key!r}{_nearest(parser, str(key)).replace('mean --', 'mean ')}")
         elif value is None:
             continue  # `key:` with nothing behind it says: the default
+        elif action.nargs == 0:  # the --no_x of a command line
+            problems.append(f"{file}: {key} takes no value; write {action.dest}: false")
+        elif action.dest in words:
+            problems.append(f"{file}: {key} is given twice, by two spellings; keep one")
         elif isinstance(value, list):
             words[action.dest] = [f"--{key}", *map(str, value)]
         elif isinstance(value, dict):
@@ -213,17 +232,27 @@ def _words_of_yaml(parser: argparse.ArgumentParser, file: Path, problems: list[s
 def _parse_one(parser: argparse.ArgumentParser, words: list[str], name: str) -> Any:
     """Let argparse convert and check one option by itself, so that the problem of one does not hide the next."""
 
+    option, *given = words
+
     def raise_instead_of_exit(message: str) -> None:
-        raise _OneOption(None, message.replace("argument ", "", 1))
+        raise _OneOption(None, f"{option}: {message.partition(': ')[2]}")  # argparse names all spellings of the option
 
     original, parser.error = parser.error, raise_instead_of_exit
     try:
-        namespace, rest = parser.parse_known_args(words)
+        # With = a value may begin with a dash.
+        namespace, rest = parser.parse_known_args([f"{option}={given[0]}"] if len(given) == 1 else words)
     finally:
         parser.error = original
     if rest:
-        raise _OneOption(None, f"{words[0]} takes one value, got {' '.join(words[1:])!r}")
+        raise _OneOption(None, f"{option} takes one value, got {' '.join(given)!r}")
     return getattr(namespace, name)
+
+
+def _check_json(value: str, option: str) -> None:
+    try:
+        json.loads(value)
+    except ValueError as error:
+        raise _OneOption(None, f"{option}: {value} is not JSON: {error}") from None
 
 
 def _escape_percent_signs(parser: argparse.ArgumentParser) -> None:

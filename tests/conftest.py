@@ -26,7 +26,9 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 _NOUNS = "river house teacher garden letter window engine forest winter market singer bridge café naïve".split()
 _VERBS = "sees finds draws carries follows remembers paints leaves".split()
-_PLACES = "in the north|by the sea|after the storm|on the old road|at noon|before the war|without a word|🙂 again".split("|")
+_PLACES = (
+    "in the north|by the sea|after the storm|on the old road|at noon|before the war|without a word|🙂 again".split("|")
+)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -51,7 +53,9 @@ def text_file(tmp_path_factory) -> Path:
 TINY = "--depth 1 --context_length 32 --vocab_size 300 --per_device_train_batch_size 4".split()
 
 
-def run_recipe(name: str, *words: object, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+def run_recipe(
+    name: str, *words: object, cwd: Path, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess:
     """`python recipes/NAME.py …` in a folder, as a user would; output as text."""
     command = [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, words)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | environment, timeout=300)

@@ -2,32 +2,38 @@
 
 from typing import Any
 
-from llmkit.data.sources import Source, open_source
-from llmkit.data.splits import Split, problems_of, split
-from llmkit.errors import UserError
+from llmkit.data.sources import Source
+from llmkit.data.splits import Split, problems_of
+from llmkit.data.text import Text, TextOptions
+from llmkit.errors import noting
 
 
-def check_text(
-    data: str | None,
-    text_column: str | None = None,
-    validation_data: str | None = None,
-    validation_fraction: float | None = None,
-    split_seed: int = 0,
-) -> tuple[dict[str, Any], Split | None]:
+def problem_of_length(train_tokens: int, train_documents: int, context_length: int) -> str | None:
+    """Why a training side is too short: a pass over it needs a sample, and its offset costs up to another."""
+    if (train_tokens - 1) // context_length - 1 >= 1:
+        return None
+    return (
+        f"--context_length {context_length}: the training side is {train_tokens:,} tokens in {train_documents:,} documents, "
+        "less than two samples; shorten the context or give more text"
+    )
+
+
+def check_text(options: TextOptions) -> tuple[dict[str, Any], Split | None]:
     """Look at a text corpus.
 
     Returns:
         A flat report, with "problems" (why training would be refused, in words; empty if it would start), and the split
         where one could be made.
     """
-    report: dict[str, Any] = {"data": data or "bundled"}
-    try:
-        source = open_source(data, text_column)
-        validation = open_source(validation_data, text_column, "--validation_data") if validation_data else None
-        report |= _of_source(source)
-        sides = split(source, validation, validation_fraction, split_seed)
-    except UserError as error:
-        return report | {"problems": error.problems}, None
+    report: dict[str, Any] = {"data": options.data or "bundled"}
+    problems: list[str] = []
+    sides = None
+    with noting(problems):
+        text = Text.open(options)
+        report |= _of_source(text.source)
+        sides = text.split()
+    if problems:
+        return report | {"problems": problems}, None
     names = ("minimum", "5_percent", "25_percent", "median", "75_percent", "95_percent", "maximum")
     report |= {
         "documents": sides.documents,
@@ -35,7 +41,7 @@ def check_text(
         "exact_copies": sides.copies,
         "near_copies_across_the_split": sides.near_copies,
         "bytes_per_document": dict(zip(names, sides.length_percentiles, strict=True)),
-        "validation_fraction": sides.validation_fraction if validation is None else None,
+        "validation_fraction": None if options.validation_data else sides.validation_fraction,
         "train_documents": sides.train_documents,
         "train_bytes": sides.train_bytes,
         "validation_documents": sides.validation_documents,

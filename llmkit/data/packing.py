@@ -6,9 +6,10 @@ tokenizer never meets tokens that are not its own. Samples cross document border
 quality at these context lengths, and no token is padding.
 """
 
+import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,14 @@ class TokenFile:
     text_bytes: int
 
 
-def token_files(split: Split, tokenizer: Any, tokenizer_fingerprint: str) -> tuple[TokenFile, TokenFile]:
+def token_files(split: Split, tokenizer: Any) -> tuple[TokenFile, TokenFile]:
     """The training and the held-out side of a split as tokens, from the cache or made now."""
-    folder = cache_folder("tokens") / f"{split.fingerprint}-{tokenizer_fingerprint}-{_FORMAT}"
+    same = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=8).hexdigest()
+    folder = cache_folder("tokens") / f"{split.fingerprint}-{same}-{tokenizer.eos_token_id}-{_FORMAT}"
     if not (folder / "counts.json").exists():
-        building = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        building.mkdir(parents=True)
+        # A name of its own: in a container, a run and the killed one before it may have the same process number.
+        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+        building.chmod(0o755)
         try:
             counts = {
                 side: write_tokens(texts, tokenizer, building / f"{side}.bin")

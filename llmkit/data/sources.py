@@ -2,10 +2,12 @@
 
 A document is a piece of text that is split and packed as one. A row of a table (.jsonl, .json, .csv, .tsv, .parquet)
 is a document. A file of a folder of texts is a document too, unless it is long: a text of more than a few pages
-is cut into sections, so that one book can have a training and a held-out side. The cuts depend on the paragraph before them and on
-on nothing else (content-defined chunking, as rsync and backup programs do it), so a text that grows keeps its sections.
+is cut into sections, so that one book can have a training and a held-out side. The cuts depend on the paragraph before
+them and on nothing else (content-defined chunking, as rsync and backup programs do it), so a text that grows keeps its
+sections.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -13,6 +15,7 @@ import json
 import re
 import sys
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +30,7 @@ TEXT_COLUMNS = ("text", "content", "document", "body", "article", "story", "pass
 
 SECTION_BYTES = 2048  # mean length of a section
 LONGEST_SECTION_BYTES = 16 * SECTION_BYTES  # and the longest, for a text without a blank line
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 
 
@@ -80,7 +84,9 @@ def open_source(data: str | None, text_column: str | None = None, option: str = 
     path = Path(data)
     if path.exists():
         return _local_source(path, text_column, option)
-    if path.suffix or data.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(data):
+    # A dot makes no file of org/data-2.5 or org/data@v1.0, unless the folder is there.
+    is_file_name = data_suffix(path) in SUFFIXES or (path.suffix and path.parent.is_dir())
+    if is_file_name or data.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(data):
         raise UserError(f"{option} {data}: there is no such file or folder{_similar_name(path)}")
     return _hub_source(data, text_column, option)
 
@@ -124,7 +130,7 @@ def _local_source(path: Path, text_column: str | None, option: str) -> Source:
     columns: list[str] = []
     column = None
     if tables:
-        columns = _columns(files[0], option)
+        columns = _columns(files, f"{option} {path}", option)
         column = _find_text_column(columns, text_column, f"{option} {path}")
     elif text_column is not None:
         raise UserError(f"--text_column {text_column}: {path} is plain text and has no columns; leave it out")
@@ -160,16 +166,22 @@ def _fingerprint(files: list[Path], text_column: str | None) -> str:
     return digest.hexdigest()
 
 
-def _open_bytes(file: Path) -> BinaryIO:
-    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else open(file, "rb")
+@contextlib.contextmanager
+def _open_bytes(file: Path, option: str) -> Iterator[BinaryIO]:
+    if file.suffix.lower() != ".gz":
+        with open(file, "rb") as stream:
+            yield stream
+        return
+    try:
+        with gzip.open(file, "rb") as stream:
+            yield stream
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:  # at the first byte, or in the middle of a stream
+        raise UserError(f"{option} {file}: is not a whole gzip file ({error})") from None
 
 
 def _refuse_binary(file: Path, option: str) -> None:
-    try:
-        with _open_bytes(file) as stream:
-            head = stream.read(65536)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{option} {file}: is not a whole gzip file ({error})") from None
+    with _open_bytes(file, option) as stream:
+        head = stream.read(65536)
     for mark, name in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
         if head.startswith(mark):
             raise UserError(
@@ -181,7 +193,8 @@ def _refuse_binary(file: Path, option: str) -> None:
 
 def _decode(line: bytes, offset: int, file: Path, option: str) -> str:
     try:
-        return line.decode("utf-8")
+        # UTF-8's own mark at the beginning of a file is no text.
+        return line.decode("utf-8").removeprefix("\ufeff" if offset == 0 else "")
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise UserError(
@@ -195,7 +208,7 @@ def _text_rows(file: Path, option: str) -> Iterator[tuple[str, str]]:
     _refuse_binary(file, option)
     section: list[str] = []
     start = size = offset = 0
-    with _open_bytes(file) as stream:
+    with _open_bytes(file, option) as stream:
         for line in stream:
             section.append(_decode(line, offset, file, option))
             offset += len(line)
@@ -233,23 +246,27 @@ def table_rows(file: Path, option: str = "--data") -> Iterator[tuple[str, dict[s
     if suffix == ".parquet":
         import pyarrow.parquet
 
+        content, number = file, 0
+        if file.suffix.lower() == ".gz":  # unpacked at once: parquet is read from its end, which a stream has not
+            with _open_bytes(file, option) as stream:
+                content = pyarrow.BufferReader(stream.read())
         try:
-            table = pyarrow.parquet.ParquetFile(file)
+            for batch in pyarrow.parquet.ParquetFile(content).iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}, row {number}", row
         except (OSError, ValueError) as error:
             raise UserError(f"{option} {file}: is not a whole parquet file ({error})") from None
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}, row {number}", row
         return
     _refuse_binary(file, option)
     if suffix == ".json":
-        with _open_bytes(file) as stream:
+        with _open_bytes(file, option) as stream:
             try:
                 content = json.loads(_decode(stream.read(), 0, file, option))
             except json.JSONDecodeError as error:
                 raise UserError(f"{option} {file}, line {error.lineno}: is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{option} {file}: is not JSON that can be read ({error})") from None
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
             raise UserError(f"{option} {file}: must hold a list of objects; one object a line is called .jsonl")
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(content, 1))
@@ -257,9 +274,9 @@ def table_rows(file: Path, option: str = "--data") -> Iterator[tuple[str, dict[s
 
     def lines() -> Iterator[str]:
         offset = 0
-        with _open_bytes(file) as stream:
+        with _open_bytes(file, option) as stream:
             for line in stream:
-                yield _decode(line, offset, file, option).removeprefix("\ufeff" if offset == 0 else "")
+                yield _decode(line, offset, file, option)
                 offset += len(line)
 
     if suffix == ".jsonl":
@@ -267,8 +284,8 @@ def table_rows(file: Path, option: str = "--data") -> Iterator[tuple[str, dict[s
             if line.strip():
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{option} {file}, line {number}: is not JSON ({error.msg})") from None
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f"{option} {file}, line {number}: is not JSON that can be read ({error})") from None
                 if not isinstance(row, dict):
                     raise UserError(f'{option} {file}, line {number}: must be an object like {{"text": "…"}}')
                 yield f"{file}, line {number}", row
@@ -276,6 +293,9 @@ def table_rows(file: Path, option: str = "--data") -> Iterator[tuple[str, dict[s
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(lines(), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
+        twice = sorted({name for name in reader.fieldnames or [] if reader.fieldnames.count(name) > 1})
+        if twice:
+            raise UserError(f"{option} {file}, line 1: has two columns called {', '.join(twice)}; rename one")
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(
@@ -284,13 +304,18 @@ def table_rows(file: Path, option: str = "--data") -> Iterator[tuple[str, dict[s
                 )
             yield f"{file}, line {reader.line_num}", row
     except csv.Error as error:
-        raise UserError(f"{option} {file}, line {reader.line_num}: {error}") from None
+        # The row that failed begins behind the last one; an open quote would run to the end of the file.
+        raise UserError(
+            f"{option} {file}, line {reader.line_num + 1}: is not {suffix[1:].upper()} ({error}); "
+            "a cell that begins with a quote ends with one, and a quote inside it is doubled"
+        ) from None
 
 
-def _columns(file: Path, option: str) -> list[str]:
-    for _, row in table_rows(file, option):
-        return list(row)
-    raise UserError(f"{option} {file}: holds no row")
+def _columns(files: list[Path], place: str, option: str) -> list[str]:
+    for file in files:
+        for _, row in table_rows(file, option):
+            return list(row)
+    raise UserError(f"{place}: holds no row")
 
 
 def _find_text_column(columns: list[str], wanted: str | None, place: str) -> str:
@@ -315,6 +340,11 @@ def _text_of(row: dict[str, Any], column: str, place: str) -> str | None:
     value = row.get(column)
     if value is not None and not isinstance(value, str):
         raise UserError(f"{place}: column {column} must hold text, found {type(value).__name__}")
+    if value and not value.isascii() and (half := _LONE_SURROGATE.search(value)):  # JSON can spell what UTF-8 cannot
+        raise UserError(
+            f"{place}: column {column} holds half a character (\\u{ord(half[0]):04x}, a surrogate without its other half) "
+            f"at character {half.start()}; put U+FFFD in its place, or leave the row out"
+        )
     return composed(value)
 
 
@@ -327,7 +357,10 @@ def _hub_source(data: str, text_column: str | None, option: str) -> Source:
     from huggingface_hub.utils import httpx
 
     if constants.is_offline_mode():
-        raise UserError(f"{option} {data}: no such file, and a Hub dataset cannot be asked for: HF_HUB_OFFLINE is set")
+        raise UserError(
+            f"{option} {data}: no such file, and a Hub dataset cannot be asked for: HF_HUB_OFFLINE is set"
+            f"{_similar_name(Path(data))}"
+        )
     repo_id, _, revision = data.partition("@")
     try:
         sha = HfApi().dataset_info(repo_id, revision=revision or None, timeout=10).sha

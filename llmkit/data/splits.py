@@ -7,6 +7,7 @@ one; training documents that nearly equal a held-out one are dropped too, and ev
 import dataclasses
 import json
 import lzma
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from llmkit.errors import UserError
 from llmkit.folder import cache_folder, write_json
 
 TRAIN, VALIDATION, EMPTY, COPY, NEAR_COPY = range(5)
-_FORMAT = 3  # of the cache; raised when a change makes other splits of the same data
+_FORMAT = 4  # of the cache; raised when a change makes other splits of the same data
 _XZ_BYTES = 16_000_000  # of training text that the baseline is shown: xz needs a second for each megabyte
 
 
@@ -99,9 +100,10 @@ def split(
         counts = json.loads(counts_file.read_text())
         return Split(source, validation_source, np.load(sides_file), **counts)
     made = _split(source, validation_source, validation_fraction, seed, key)
-    with open(sides_file.with_suffix(".part"), "wb") as stream:
+    part = folder / f"{key}.{os.getpid()}.part"  # several runs may make the same split at once
+    with open(part, "wb") as stream:
         np.save(stream, made.sides)
-    sides_file.with_suffix(".part").replace(sides_file)
+    part.replace(sides_file)
     write_json(counts_file, made.counts() | {"length_percentiles": made.length_percentiles})
     return made
 
@@ -189,7 +191,7 @@ def problems_of(split: Split) -> list[str]:
         if split.validation_documents == 0:
             problems.append(
                 f"--data {name}: {split.documents} documents are too few for a held-out side of "
-                f"{split.validation_fraction:.0%}; raise --validation_fraction or give --validation_data"
+                f"{split.validation_fraction:.3g} of them; raise --validation_fraction or give --validation_data"
             )
     return problems
 

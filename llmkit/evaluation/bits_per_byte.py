@@ -80,30 +80,28 @@ def bits_per_byte(
     model.eval()
     try:
         with torch.inference_mode(), casting:
-            mine = list(range(rank * batch_size, len(windows), processes * batch_size))
-            for first in mine:
-                numbers = range(first, min(first + batch_size, len(windows)))
+            for start in range(0, len(windows), processes * batch_size):
+                first = start + rank * batch_size
+                # A process without windows of its own joins in with the first ones: a model that is cut over processes
+                # needs them all at every forward pass.
+                numbers = range(first, min(first + batch_size, len(windows))) or range(1)
                 rows = [ids[max(windows[n] - 1, 0) : windows[n] + context_length].astype(np.int64) for n in numbers]
-                if first == 0:
+                if numbers[0] == 0:
                     rows[0] = np.concatenate([[end_of_text], rows[0]])
+                # The last window is shorter. What fills it up comes after all that counts, and stands for no byte.
                 longest = max(len(row) for row in rows)
-                # Only the last window is shorter; what fills it up comes after all that counts, so it changes nothing.
                 full = np.stack([np.pad(row, (0, longest - len(row)), constant_values=end_of_text) for row in rows])
                 batch = torch.from_numpy(full).to(device)
-                logits = model(input_ids=batch[:, :-1], use_cache=False).logits.float()
-                targets = batch[:, 1:]
+                inputs, targets = batch[:, :-1], batch[:, 1:]
+                logits = model(input_ids=inputs, use_cache=False).logits.float()
                 losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
                 weights = lengths[targets]
-                real = (
-                    torch.arange(longest - 1, device=device)
-                    < torch.tensor([len(r) - 1 for r in rows], device=device)[:, None]
-                )
-                stands_for_text = (weights > 0) & real
-                for i, n in enumerate(numbers):
-                    keep = stands_for_text[i]
-                    nats[n] = losses[i][keep].sum(dtype=torch.float64).item()
-                    sizes[n] = weights[i][keep].sum().item()
-                    counted[n] = keep.sum().item()
+                if first < len(windows):
+                    counts = weights > 0
+                    mine = slice(first, first + len(rows))
+                    nats[mine] = (losses.double() * counts).sum(1).cpu()
+                    sizes[mine] = weights.sum(1).cpu()
+                    counted[mine] = counts.sum(1).cpu()
     finally:
         model.train(training)
     if processes > 1:

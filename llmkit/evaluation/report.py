@@ -27,6 +27,12 @@ MEANINGS = {
     "model_flops_utilization": "share of the machine's peak arithmetic that training used",
     "train_seconds": "time spent in training",
     "train_tokens": "tokens trained on, repeats counted",
+    "train_passes": "times that the training text was read",
+    "total_seconds": "from the start of the program, everything included",
+    "parameters": "trained numbers of the model",
+    "peak_memory_gb": "most memory that the program held",
+    "forecast_memory_gb": "forecast of what training adds to the program's own memory",
+    "bytes_per_token": "bytes of held-out text that a token stands for",
     "accuracy": "share of held-out rows with the right label",
     "macro_f1": "F1 averaged over labels, each label weighing the same",
     "roc_auc": "chance that a row with the label scores above a row without it",
@@ -132,7 +138,7 @@ def read_training_log(path: Path) -> tuple[dict[str, dict[int, float]], dict[int
 def summarize(made: dict, metrics: dict) -> str:
     """Say in words what the model is, and how its main figure stands against the baseline."""
     data, parent = made.get("data") or {}, made.get("parent")
-    source = data.get("source", "unnamed data")
+    source = data.get("name", "unnamed data")
     words = f"The recipe {made['recipe']} made this model "
     words += f"by training {parent['folder']} further" if parent else "from scratch"
     words += f" on {'the bundled data' if source == 'bundled' else source}"

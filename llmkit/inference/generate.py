@@ -38,12 +38,8 @@ def stream(
     An answer ends with the end-of-text token, after `max_new_tokens`, or where the model's context is full.
 
     Raises:
-        UserError: the prompt fills the context.
+        UserError: the prompt fills the context; at the call, before there is a first piece.
     """
-    from threading import Thread
-
-    from transformers import TextIteratorStreamer
-
     backend = tokenizer.backend_tokenizer
     before, backend.encode_special_tokens = backend.encode_special_tokens, True  # control tokens in a prompt are text
     try:
@@ -58,7 +54,21 @@ def stream(
         )
     if seed is not None:
         torch.manual_seed(seed)
-    inputs = torch.tensor([ids], device=model.device)
+    sampling = {
+        "max_new_tokens": min(max_new_tokens, room),
+        "do_sample": temperature > 0,
+        "temperature": temperature or None,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
+    return _pieces(model, tokenizer, torch.tensor([ids], device=model.device), sampling)
+
+
+def _pieces(model: Any, tokenizer: Any, inputs: torch.Tensor, sampling: dict[str, Any]) -> Iterator[str]:
+    from threading import Thread
+
+    from transformers import TextIteratorStreamer
+
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     failure: list[BaseException] = []
 
@@ -68,11 +78,7 @@ def stream(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 streamer=streamer,
-                max_new_tokens=min(max_new_tokens, room),
-                do_sample=temperature > 0,
-                temperature=temperature or None,
-                top_k=top_k,
-                top_p=top_p,
+                **sampling,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )

@@ -76,28 +76,37 @@ class Shape:
         )
 
 
-def shape_of_depth(depth: int, vocab_size: int, context_length: int) -> Shape:
+def shape_of_depth(depth: int, vocab_size: int, context_length: int, hidden_size: int | None = None) -> Shape:
     """The shape that a depth stands for.
 
     - Width: 32 per layer up to 6 layers, 64 from 12 on, and between the two on a line. Small models want to be deep and
       narrow: below some 3 million parameters the embedding takes too large a share of a wide one.
-    - Heads of 64; one key-value head for every 4, 3 or 2 of them, whichever divides them first.
+    - Heads of 64.
     - The SwiGLU layer is 8/3 as wide as the model, rounded up to 64, so that its three matrices hold as many weights as
       the two of width 4 that they replace (Shazeer, "GLU Variants Improve Transformer", 2020).
+
+    Args:
+        hidden_size: a width of one's own.
     """
-    per_layer = min(max(32 + (depth - 6) * 32 / 6, 32), 64)
-    hidden_size = max(round(depth * per_layer / HEAD_SIZE), 1) * HEAD_SIZE
-    heads = hidden_size // HEAD_SIZE
-    queries_per_key = next(n for n in (4, 3, 2, 1) if heads % n == 0)
+    if hidden_size is None:
+        per_layer = min(max(32 + (depth - 6) * 32 / 6, 32), 64)
+        hidden_size = max(round(depth * per_layer / HEAD_SIZE), 1) * HEAD_SIZE
+    heads = max(hidden_size // HEAD_SIZE, 1)
     return Shape(
         num_hidden_layers=depth,
         hidden_size=hidden_size,
         intermediate_size=math.ceil(8 * hidden_size / 3 / 64) * 64,
         num_attention_heads=heads,
-        num_key_value_heads=heads // queries_per_key,
+        num_key_value_heads=key_value_heads_for(heads),
         vocab_size=math.ceil(vocab_size / 64) * 64,
         max_position_embeddings=context_length,
+        head_dim=hidden_size // heads,
     )
+
+
+def key_value_heads_for(heads: int) -> int:
+    """One key-value head for every 4, 3 or 2 query heads, whichever divides them first."""
+    return heads // next(n for n in (4, 3, 2, 1) if heads % n == 0)
 
 
 def shape_of_config(config: Any, context_length: int) -> Shape:

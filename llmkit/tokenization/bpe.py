@@ -9,7 +9,7 @@ from typing import Any
 from llmkit.data.packing import sample_of
 from llmkit.data.splits import Split
 from llmkit.errors import UserError
-from llmkit.options import Settings
+from llmkit.options import Setting, Settings
 
 END_OF_TEXT = "<|endoftext|>"  # after every document
 PAD = "<|pad|>"  # not the end of text, which is a target and must not be masked with the padding
@@ -46,6 +46,8 @@ def tokenizer_for(split: Split, settings: Settings) -> Any:
         raise UserError(
             f"--vocab_size {wanted}: this text supports {len(tokenizer)} tokens; ask for that many, or give more text"
         )
+    if len(tokenizer) < size:
+        settings["vocab_size"] = Setting(len(tokenizer), "derived", "all that the training text supports")
     return tokenizer
 
 

@@ -8,7 +8,7 @@ from llmkit.options import Setting, Settings
 from llmkit.tokenization.bpe import vocabulary_for
 from llmkit.training import plan
 from llmkit.training.budget import parse_budget
-from llmkit.training.measure import matrix_peak, use_all_cores
+from llmkit.training.measure import matrix_peaks, use_all_cores
 
 BYTES_PER_TOKEN = 2.3  # of English text in a vocabulary of about 1,000; used where no tokenizer is given
 
@@ -24,8 +24,7 @@ def forecast(report: dict[str, Any], depth: int | None, time_budget: str) -> dic
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         use_all_cores()
-    peak = max(matrix_peak(dtype, device) for dtype in (torch.float32, torch.bfloat16))
-    flops = peak * plan.EFFICIENCY[device.type]
+    flops = max(matrix_peaks(device)) * plan.EFFICIENCY[device.type]
     vocab_size = report.get("vocab_size") or vocabulary_for(report["train_bytes"])
     tokens = report.get("train_tokens") or int(report["train_bytes"] / BYTES_PER_TOKEN)
     names = (

@@ -1,49 +1,66 @@
 """What this machine can do, measured: the figures that forecasts, precision and MFU rest on."""
 
+import os
 import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
 
-def seconds_of(work: Callable[[], object], least: float = 0.05, rounds: int = 3) -> float:
-    """The least time of one call, over rounds that last at least `least` seconds each, after one call to warm up."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    work()
-    synchronize()
-    best = float("inf")
-    for _ in range(rounds):
-        calls, started = 0, time.perf_counter()
-        while True:
-            work()
-            calls += 1
-            synchronize()
-            elapsed = time.perf_counter() - started
-            if elapsed >= least:
-                break
-        best = min(best, elapsed / calls)
+def least_seconds(*works: Callable[[], object], rounds: int = 8, least: float = 0.02) -> list[float]:
+    """The least time of a call of each work.
+
+    The works take turns, and of each the best round counts: another program that takes the processor for a while
+    slows some rounds, and rarely all.
+    """
+    synchronize = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
+    best = [float("inf")] * len(works)
+    for round_number in range(rounds + 1):
+        for which, work in enumerate(works):
+            calls, started = 0, time.perf_counter()
+            while True:
+                work()
+                calls += 1
+                synchronize()
+                elapsed = time.perf_counter() - started
+                if elapsed >= least:
+                    break
+            if round_number:  # the first round allocates and packs
+                best[which] = min(best[which], elapsed / calls)
     return best
 
 
-def matrix_peak(dtype: torch.dtype, device: torch.device, size: int | None = None) -> float:
-    """The floating-point operations per second of a large square matrix product: what MFU is a share of."""
-    size = size or (8192 if device.type == "cuda" else 1024)
-    a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
-    return 2 * size**3 / seconds_of(lambda: a @ b, least=0.1)
+def matrix_peaks(device: torch.device) -> tuple[float, float]:
+    """Floating-point operations per second of a large square matrix product in float32 and in bfloat16.
+
+    It is what model_flops_utilization is a share of.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    works = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        works.append(lambda a=a, b=b: a @ b)
+    float32, bfloat16 = least_seconds(*works)
+    return 2 * size**3 / float32, 2 * size**3 / bfloat16
 
 
 def bfloat16_gain(tokens: int, hidden_size: int, intermediate_size: int, device: torch.device) -> float:
-    """How many times faster a layer of these sizes is in bfloat16, with the casts that autocast makes.
+    """How many times faster a feed-forward layer of these sizes trains under bfloat16 autocast than in float32.
 
-    A gain above 1 on the large matrices of a benchmark can be a loss on those of a small model.
+    A gain on the large matrices of a benchmark can be a loss on those of a small model.
     """
-    x = torch.randn(tokens, hidden_size, device=device)
-    weight = torch.randn(intermediate_size, hidden_size, device=device)
+    x = torch.randn(tokens, hidden_size, device=device, requires_grad=True)
+    up = torch.randn(intermediate_size, hidden_size, device=device, requires_grad=True)
+    down = torch.randn(hidden_size, intermediate_size, device=device, requires_grad=True)
 
-    def cast() -> torch.Tensor:
-        return x.bfloat16() @ weight.bfloat16().T
+    def train(autocast: bool) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            y = F.linear(F.silu(F.linear(x, up)), down)
+        y.backward(y.detach())
 
-    return seconds_of(lambda: x @ weight.T) / seconds_of(cast)
+    float32, bfloat16 = least_seconds(lambda: train(False), lambda: train(True))
+    return float32 / bfloat16
 
 
 def use_all_cores(local_processes: int = 1) -> int:
@@ -51,8 +68,6 @@ def use_all_cores(local_processes: int = 1) -> int:
 
     `accelerate launch` without a configuration starts a CPU run with one thread, whatever the machine has.
     """
-    import os
-
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(available // local_processes, 1)
     torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """The preparation of a pretraining run: a machine that is measured, a plan that is complete, a model that fits both."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +9,14 @@ import numpy as np
 import torch
 
 from llmkit.data.packing import PackedSamples, TokenFile
-from llmkit.errors import refuse
+from llmkit.errors import UserError, noting, refuse
 from llmkit.modeling.models import compile_layers, new_model
 from llmkit.modeling.sizes import Shape, shape_of_config
 from llmkit.options import Settings
 from llmkit.training import plan
 from llmkit.training.budget import parse_budget, seconds_since_start, steps_within
-from llmkit.training.measure import bfloat16_gain, matrix_peak
-from llmkit.training.trainer import GLANCE_TOKENS, measured_step
+from llmkit.training.measure import bfloat16_gain, matrix_peaks, use_all_cores
+from llmkit.training.trainer import GLANCE_TOKENS, UNUSED, measured_step
 
 
 @dataclass
@@ -35,12 +36,7 @@ class Machine:
 
     @classmethod
     def measured(cls, device: torch.device, processes: int) -> "Machine":
-        return cls(
-            device,
-            processes,
-            agreed(matrix_peak(torch.float32, device)),
-            agreed(matrix_peak(torch.bfloat16, device)),
-        )
+        return cls(device, processes, *agreed(matrix_peaks(device)))
 
     def peak(self, autocast: torch.dtype | None) -> float:
         """Of all processes together."""
@@ -67,6 +63,92 @@ def agreed(value: Any) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
+
+
+def problems_of(options: Any, settings: Settings) -> list[str]:
+    """What is wrong with the recipe's options by themselves."""
+    problems: list[str] = []
+    for reason, names in UNUSED.items():
+        problems += [
+            f"--{name} {settings[name].value}: changes nothing here, since {reason}; leave it out"
+            for name in names
+            if name in settings and settings.given(name)
+        ]
+    if settings["push_to_hub"].value:
+        from huggingface_hub import constants
+
+        if constants.is_offline_mode():
+            problems.append(
+                "--push_to_hub: HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or leave --push_to_hub out"
+            )
+    steps, epochs = settings["max_steps"], settings["num_train_epochs"]
+    if settings.given("max_steps") and steps.value < 1:
+        problems.append(f"--max_steps {steps.value}: must be 1 or more")
+    if settings.given("num_train_epochs") and (settings.given("max_steps") or options.time_budget or epochs.value <= 0):
+        problems.append(
+            f"--num_train_epochs {epochs.value}: must be above 0, and --max_steps and --time_budget say the same in another way"
+        )
+    if options.time_budget is not None:
+        with noting(problems):
+            parse_budget(options.time_budget)
+    sizes = (
+        "depth",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "context_length",
+    )
+    for name in sizes:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            problems.append(f"--{name} {value}: must be 1 or more")
+        if value is not None and options.model is not None and name != "context_length":
+            problems.append(f"--{name} {value}: the model {options.model} has its own; leave one of the two out")
+    given_tokenizer = options.tokenizer or options.model
+    if options.vocab_size is not None and given_tokenizer:
+        problems.append(
+            f"--vocab_size {options.vocab_size}: the tokenizer of {given_tokenizer} is given; leave one of the two out"
+        )
+    if not 0 <= options.decay_share <= 1:
+        problems.append(f"--decay_share {options.decay_share}: must be between 0 and 1")
+    return problems
+
+
+def start_processes(settings: Settings) -> Any:
+    """Join the processes of the run, and give each its share of the cores.
+
+    Returns:
+        accelerate's `PartialState`.
+
+    Raises:
+        UserError: Muon where processes hold only slices of a matrix.
+    """
+    from accelerate import PartialState
+
+    if any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
+        if settings.given("optimizer") and settings["optimizer"].value == "muon":
+            raise UserError("--optimizer muon: needs whole matrices, and FSDP and DeepSpeed cut them; use adamw there")
+        settings.derive("optimizer", "adamw", "FSDP and DeepSpeed cut the matrices that Muon needs whole")
+    has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    state = PartialState(cpu=settings["use_cpu"].value or not has_accelerator)
+    state.threads = use_all_cores(state.num_processes) if state.device.type == "cpu" else None
+    return state
+
+
+def plan_context(settings: Settings, device: torch.device, given_model: Any, name: str | None) -> None:
+    """The context length: the given model's, or by the device.
+
+    Raises:
+        UserError: longer than the given model can look back.
+    """
+    if given_model is None:
+        plan.plan_context(settings, device)
+        return
+    longest = given_model.config.max_position_embeddings
+    context = settings.inherit("context_length", longest, name)
+    if context > longest:
+        raise UserError(f"--context_length {context}: the model {name} looks back over {longest} tokens at most")
 
 
 def check_text(train: TokenFile, validation: TokenFile, byte_lengths: np.ndarray, settings: Settings) -> None:
@@ -154,8 +236,10 @@ def plan_run(
 
 def _seconds_left(settings: Settings) -> float | None:
     """Seconds that the budget leaves for training, roughly; None without a budget."""
-    if not any(settings.given(name) for name in ("time_budget", "depth", "max_steps", "model")):
-        settings.derive("time_budget", "5m", "none of --time_budget, --depth, --max_steps and --model was given")
+    if not any(settings.given(name) for name in ("time_budget", "depth", "max_steps", "num_train_epochs", "model")):
+        settings.derive(
+            "time_budget", "5m", "neither it nor --depth, --max_steps, --num_train_epochs or --model was given"
+        )
     if settings["time_budget"].value is None:
         return None
     budget = parse_budget(settings["time_budget"].value)
@@ -170,4 +254,6 @@ def _horizon(settings: Settings, shape: Shape, left: float | None, flops: float,
         return int(min(left * flops / shape.flops_per_token, plan.MOST_PASSES * tokens))
     if settings.given("max_steps"):
         return settings["max_steps"].value * plan.BATCH_TOKENS
+    if settings.given("num_train_epochs"):
+        return int(settings["num_train_epochs"].value * tokens)
     return min(plan.COMPUTE_OPTIMAL_TOKENS_PER_PARAMETER * shape.parameters, plan.MOST_PASSES * tokens)

@@ -21,15 +21,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def of_data(
-    sides: Split,
-    tokenizer: Any,
-    train: TokenFile,
-    validation: TokenFile,
-    xz: float,
-    processes: int,
-    threads: int | None,
-) -> str:
+def of_data(sides: Split, tokenizer: Any, train: TokenFile, validation: TokenFile, xz: float, state: Any) -> str:
     dropped = [
         f"{n:,} {what}"
         for n, what in (
@@ -45,7 +37,8 @@ def of_data(
         f"  train {sides.train_bytes / 1e6:.2f} MB in {sides.train_documents:,} documents, {len(train.ids):,} tokens of {len(tokenizer):,} kinds",
         f"  held out {sides.validation_bytes / 1e6:.2f} MB in {sides.validation_documents:,} documents, {len(validation.ids):,} tokens; "
         f"xz -9e needs {xz:.3f} bits per byte of it, having seen the training text",
-        f"{processes} process{'es' if processes > 1 else ''}" + (f" of {threads} threads" if threads else ""),
+        f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} on {state.device.type}"
+        + (f", {state.threads} threads each" if state.threads else ""),
     ]
     return "\n".join(lines)
 

@@ -20,6 +20,21 @@ from llmkit.training.optimizer import MuonAdamW, optimizer_groups
 
 GLANCE_TOKENS = 65_536  # of held-out text at the evaluations on the way; the last one is over all of it
 
+# Options of TrainingArguments that could change nothing here, and why; giving one is refused.
+UNUSED = {
+    "the optimizer is Muon with AdamW: see --optimizer": ("optim", "optim_args", "optim_target_modules"),
+    "the model after the last step is the result": ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    "samples are laid out beforehand, see --seed": ("train_sampling_strategy", "dataloader_drop_last"),
+    "the batch is planned: see --per_device_train_batch_size": ("auto_find_batch_size",),
+    "layers are compiled by --torch_compile as it is": ("torch_compile_backend", "torch_compile_mode"),
+    "evaluation is bits per byte of the held-out text": (
+        "batch_eval_metrics", "eval_accumulation_steps", "include_for_metrics", "prediction_loss_only", "label_names",
+    ),
+    "the loss is that of the next token": ("label_smoothing_factor",),
+    "the recipe trains and evaluates": ("do_train", "do_eval", "do_predict"),
+    "the same command goes on by itself": ("resume_from_checkpoint", "ignore_data_skip"),
+}  # fmt: skip
+
 
 @dataclass
 class PretrainArguments(TrainingArguments):
@@ -32,6 +47,8 @@ class PretrainArguments(TrainingArguments):
     torch_compile: bool | None = dataclasses.field(
         default=None, metadata={"help": "Compile the layers; None: where the run is long enough to win it back."}
     )
+    adam_beta2: float = 0.95  # forgets within a short run
+    adam_epsilon: float = 1e-10  # gradients of a rare token's embedding are small
     eval_strategy: str = "steps"
     save_strategy: str = "steps"
     save_total_limit: int | None = 2
@@ -50,6 +67,8 @@ class PretrainArguments(TrainingArguments):
         self.bf16 = bool(self.bf16)
         # Layers are compiled in place by `compile_layers`; Trainer would compile and wrap the whole model.
         self.torch_compile = False
+        # The finished folder is pushed; Trainer would push every checkpoint.
+        self.push_to_hub = False
         super().__post_init__()
 
 
@@ -83,18 +102,21 @@ class PretrainTrainer(Trainer):
         self.validation = validation
         self.context_length = self.settings["context_length"].value
         arguments = self.settings.build(PretrainArguments)
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         shape = shape_of_config(model.config, self.context_length)
         self.journal = Journal(run, batch * self.context_length, shape.flops_per_token, peak_flops)
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=PackedSamples(train.ids, self.context_length, arguments.max_steps * batch, arguments.seed),
+            train_dataset=PackedSamples(train.ids, self.context_length, arguments.max_steps * batch, seed),
             eval_dataset=validation.ids,
             data_collator=whole_batch,
             processing_class=tokenizer,
             callbacks=[self.journal],
         )
+        # A tied output layer is not in the file; with this, Trainer ties it again on resuming instead of warning.
+        model._keys_to_ignore_on_save = list(model.all_tied_weights_keys) or None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
 
@@ -119,7 +141,8 @@ class PretrainTrainer(Trainer):
         """Bits per byte over a row of tokens; all processes share the work and return the same."""
         process = (self.accelerator.process_index, self.accelerator.num_processes)
         model = self.accelerator.unwrap_model(self.model)
-        batch = max(8192 // self.context_length, 1)
+        given = self.settings["per_device_eval_batch_size"]
+        batch = max(8192 // self.context_length, 1) if given.source == "default" else given.value
         # Shapes of evaluation differ from those of training: compiling for them would cost more than it gains.
         with torch.compiler.set_stance("force_eager"):
             return bits_per_byte(model, ids, self.byte_lengths, self.context_length, batch, self.autocast, process)
@@ -132,6 +155,15 @@ class PretrainTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether each process holds only a part of the weights."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """The gathered weights of a model that is cut over processes, which all must call this; None for a whole one."""
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.is_cut else None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.perf_counter()
@@ -147,24 +179,30 @@ class PretrainTrainer(Trainer):
 
 def groups_of(model: Any, settings: Settings) -> list[dict[str, Any]]:
     """The optimizer's groups for the chosen algorithm."""
-    rate, decay = settings["learning_rate"].value, settings["weight_decay"].value
-    groups = optimizer_groups(
-        model, settings["muon_learning_rate"].value, rate, decay, settings["adamw_weight_decay"].value
+    value = {name: setting.value for name, setting in settings.items()}
+    adamw = {
+        "lr": value["learning_rate"],
+        "betas": (value["adam_beta1"], value["adam_beta2"]),
+        "eps": value["adam_epsilon"],
+    }
+    hidden = {"algorithm": "muon", "lr": value["muon_learning_rate"]}
+    if value["optimizer"] == "adamw":
+        hidden = {"algorithm": "adamw", **adamw}
+    return optimizer_groups(
+        model,
+        hidden={**hidden, "weight_decay": value["weight_decay"]},
+        embeddings={"algorithm": "adamw", **adamw, "weight_decay": value["adamw_weight_decay"]},
+        vectors={"algorithm": "adamw", **adamw, "weight_decay": 0.0},
     )
-    if settings["optimizer"].value == "adamw":
-        for group in groups:
-            if group["algorithm"] == "muon":
-                betas = groups[-1]["betas"]
-                group.update(algorithm="adamw", lr=rate, betas=betas, eps=1e-10, fused=True)
-    return groups
 
 
 def measured_step(
-    model: Any, batch: dict[str, torch.Tensor], settings: Settings, autocast: torch.dtype | None, steps: int = 4
+    model: Any, batch: dict[str, torch.Tensor], settings: Settings, autocast: torch.dtype | None, steps: int = 6
 ) -> float:
-    """Seconds of one training step on this machine, right now; the model is left as it was.
+    """Seconds of one training step on this machine; the model is left as it was.
 
-    The first two steps, which compile and allocate, are not counted.
+    The first two steps, which compile and allocate, are not counted, and the fastest of the others is: what slows single
+    steps is another program that will not stay.
     """
     device = next(model.parameters()).device
     batch = {name: rows.to(device) for name, rows in batch.items()}
@@ -184,7 +222,7 @@ def measured_step(
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     model.load_state_dict(weights)
-    return float(np.median(times[2:]))
+    return min(times[2:])
 
 
 def not_a_number(step: int, folder: str) -> StoppedEarly:

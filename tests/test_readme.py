@@ -1,0 +1,76 @@
+"""Every command of the README is run, on a small text and for a few steps."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, sentences
+
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkout in miniature, with the texts that the README speaks of."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "my_texts").mkdir()
+    for number in range(40):
+        (folder / "my_texts" / f"{number}.txt").write_text("\n".join(sentences(60, seed=number)), encoding="utf-8")
+    (folder / "other.txt").write_text("\n".join(sentences(20, seed=99)), encoding="utf-8")
+    return folder
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The command with a few steps in place of its budget or horizon, and the small text in place of the bundled one."""
+    if "--time_budget" in words:
+        at = words.index("--time_budget")
+        words = words[:at] + words[at + 2 :]
+    if "recipes/pretrain_gpt.py" in words:
+        words = [*words, "--max_steps", "2"] + ([] if "--data" in words else ["--data", "my_texts/"])
+        words += [] if "--output_dir" in words else ["--output_dir", "runs/here"]
+    return words
+
+
+@pytest.mark.slow
+def test_every_command_runs(folder):
+    """In the README's order, since later commands use what earlier ones made."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ran = 0
+    for command in COMMANDS:
+        words = shlex.split(command, comments=True)
+        if words[0] == "make":
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        elif words[:1] == ["source"]:
+            assert words[1].split("/")[0] == ".venv"
+            continue
+        elif "multi_gpu.yaml" in command:
+            from accelerate.commands.config.config_args import load_config_from_file
+
+            load_config_from_file(ROOT / words[words.index("--config_file") + 1])
+            continue
+        else:
+            assert words[0] in ("llmkit", "accelerate", "torchrun"), (
+                f"the README has a command that nobody tests: {command}"
+            )
+            done = subprocess.run(shortened(words), cwd=folder, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 8
+
+
+def test_extras_that_are_named_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in re.findall(r"pip install -e '\.\[(\w+)\]'", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert name in extras
+
+
+def test_files_that_are_named_exist():
+    for name in re.findall(r"\]\(([\w./-]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
