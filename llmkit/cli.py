@@ -147,7 +147,7 @@ def _generate(options: argparse.Namespace) -> int:
     from llmkit.inference.generate import load, stream
 
     problems = []
-    if options.temperature < 0:
+    if not options.temperature >= 0:
         problems.append(f"--temperature {options.temperature}: must be 0 or more")
     if not 0 < options.top_p <= 1:
         problems.append(f"--top_p {options.top_p}: must be above 0 and at most 1")
@@ -155,6 +155,12 @@ def _generate(options: argparse.Namespace) -> int:
         problems.append(f"--max_new_tokens {options.max_new_tokens}: must be 1 or more")
     if options.top_k < 0:
         problems.append(f"--top_k {options.top_k}: must be 0 (all) or more")
+    if options.seed is not None and not 0 <= options.seed < 2**64:
+        problems.append(f"--seed {options.seed}: must be from 0 to {2**64 - 1}")
+    try:
+        options.prompt.encode("utf-8")
+    except UnicodeEncodeError as error:  # Python keeps bytes of the command line that are no UTF-8 as surrogates
+        problems.append(f"the prompt is not UTF-8 at character {error.start}; write it in the terminal's encoding")
     refuse(problems)
     model, tokenizer = load(options.model)
     sampling = (options.max_new_tokens, options.temperature, options.top_k, options.top_p, options.seed)

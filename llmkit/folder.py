@@ -28,13 +28,13 @@ from typing import IO, Any
 
 import llmkit
 from llmkit.errors import UserError
-from llmkit.options import Settings
+from llmkit.options import SECRETS, Settings
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 # Options that say where a run writes and what it shows, not what it makes.
 _NOT_PART_OF_THE_RESULT = {
     "output_dir", "overwrite", "report_to", "run_name", "project", "logging_steps", "disable_tqdm", "log_level",
-    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "save_total_limit", "save_steps",
+    "push_to_hub", "hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "save_total_limit", "save_steps",
 }  # fmt: skip
 _OWN_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
@@ -193,14 +193,22 @@ def git_revision() -> str | None:
 
 
 def command_line() -> str:
-    """The command that repeats this run."""
+    """The command that repeats this run, without its secrets."""
     import shlex
 
+    words = []
+    for word in sys.argv[1:]:
+        name, equals, _ = word.partition("=")
+        if name.lstrip("-").replace("-", "_") in SECRETS:
+            words.append(f"{name}=SECRET" if equals else name)
+        else:
+            secret = words and words[-1].lstrip("-").replace("-", "_") in SECRETS
+            words.append("SECRET" if secret else word)
     program = Path(sys.argv[0])
     with contextlib.suppress(ValueError):
         program = program.resolve().relative_to(Path.cwd())
     launcher = "accelerate launch" if program.suffix == ".py" else ""
-    return " ".join(filter(None, [launcher, shlex.join([str(program), *sys.argv[1:]])]))
+    return " ".join(filter(None, [launcher, shlex.join([str(program), *words])]))
 
 
 def now() -> str:
@@ -349,6 +357,7 @@ class Run:
                 model.save_pretrained(staging, state_dict=weights)
             tokenizer.save_pretrained(staging)
             for file in sorted(staging.iterdir()):
+                file.chmod(0o644)  # safetensors writes for the owner alone, and a server may be somebody else
                 os.replace(file, self.folder / file.name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -8,12 +8,15 @@ is answered with the nearest valid one, and the source of each value is kept for
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import typing
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import nearest, refuse
+
+SECRETS = {"hub_token"}  # options that are never written
 
 
 def option(default: Any, help: str) -> Any:
@@ -64,9 +67,11 @@ class Settings(dict[str, Setting]):
         return dataclass(**{name: self[name].value for name in names if self[name].source != "default"})
 
     def to_json(self) -> dict[str, dict[str, Any]]:
+        """What a model folder may show to anybody: everything but secrets."""
         return {
             name: {key: value for key, value in dataclasses.asdict(setting).items() if key != "reason" or value}
             for name, setting in self.items()
+            if name not in SECRETS
         }
 
     @classmethod
@@ -96,6 +101,7 @@ def parse_options(
         UserError: unknown option or YAML key, wrong type or choice, option given twice, unreadable file; all at once.
     """
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
 
     argv = sys.argv[1:] if argv is None else argv
     options._argument_group_name = "llmkit"
@@ -104,6 +110,9 @@ def parse_options(
         training_arguments._argument_group_name = "training (transformers.TrainingArguments)"
         types.append(training_arguments)
     parser = HfArgumentParser(types, description=description, allow_abbrev=False)
+    for action in parser._actions:
+        if action.type is string_to_bool and action.nargs is None:  # `bool | None`: --x alone says true there too
+            action.nargs, action.const = "?", True
     parser.add_argument("--config", metavar="FILE.yaml", help="a YAML file of options; the command line wins over it")
     if "--help" in argv or "-h" in argv:
         _escape_percent_signs(parser)
@@ -129,6 +138,8 @@ def parse_options(
         for name, words in words_by_option.items():
             try:
                 value = _parse_one(parser, words, name)
+                if isinstance(value, float) and math.isnan(value):
+                    raise _OneOption(None, f"{words[0]}: must be a number, got {words[1]}")
                 if name in of_dictionaries and isinstance(value, str) and value.startswith("{"):
                     _check_json(value, words[0])  # TrainingArguments reads it, and would not say which option it was
             except _OneOption as error:
@@ -143,8 +154,12 @@ def parse_options(
         own = {f.name: values[f.name] for f in dataclasses.fields(dataclass) if f.init}
         try:
             instances.append(dataclass(**own))
-        except (ValueError, TypeError) as error:  # what the dataclass itself refuses, for instance TrainingArguments
-            problems.append(str(error))
+        except (ValueError, TypeError, ImportError, OSError) as error:  # what TrainingArguments itself refuses
+            # Its enumerations say "x is not a valid …", and not which option was x.
+            names = [
+                f"--{name} " for name, value in settings.given_values().items() if str(error).startswith(f"{value} is")
+            ]
+            problems.append(f"{names[0] if names else ''}{error}")
     refuse(problems)
     return instances[0], (instances[1] if training_arguments is not None else None), settings
 
@@ -260,9 +275,3 @@ def _escape_percent_signs(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if action.help and "%(" not in action.help:
             action.help = action.help.replace("%%", "%").replace("%", "%%")
-
-
-def require_file(path: str | None, option: str, problems: list[str]) -> None:
-    """Note a problem if an option names a file or folder that is not there."""
-    if path is not None and not Path(path).exists():
-        problems.append(f"{option} {path}: there is no such file or folder")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmkit.data.text import Text, TextOptions
-from llmkit.errors import StoppedEarly, refuse, run
+from llmkit.errors import StoppedEarly, noting, refuse, run
 from llmkit.options import option, parse_options
 
 
@@ -54,13 +54,17 @@ def main() -> None:
     from llmkit.training.trainer import PretrainTrainer
 
     # What cannot work is refused here, and nothing is written before it all was looked at.
-    refuse(pretraining.problems_of(options, settings))
-    state = pretraining.start_processes(settings)
+    problems = pretraining.problems_of(options, settings)
     if options.model:
-        require_model_folder(options.model, "--model")
+        with noting(problems):
+            require_model_folder(options.model, "--model")
     if options.tokenizer:
-        require_model_folder(options.tokenizer, "--tokenizer", weights=False)
-    text = Text.open(options)
+        with noting(problems):
+            require_model_folder(options.tokenizer, "--tokenizer", weights=False)
+    with noting(problems):
+        text = Text.open(options)
+    refuse(problems)
+    state = pretraining.start_processes(settings)
     inputs = text.fingerprints | {
         name: fingerprint(given) if given else None
         for name, given in (("model", options.model), ("tokenizer", options.tokenizer))

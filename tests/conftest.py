@@ -19,16 +19,38 @@ os.environ |= {
     "COLUMNS": "120",
 }
 
-import pytest
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-_NOUNS = "river house teacher garden letter window engine forest winter market singer bridge café naïve".split()
-_VERBS = "sees finds draws carries follows remembers paints leaves".split()
-_PLACES = (
-    "in the north|by the sea|after the storm|on the old road|at noon|before the war|without a word|🙂 again".split("|")
-)
+_NOUNS = [
+    "river",
+    "house",
+    "teacher",
+    "garden",
+    "letter",
+    "window",
+    "engine",
+    "forest",
+    "winter",
+    "market",
+    "singer",
+    "bridge",
+    "café",
+    "naïve",
+]
+_VERBS = ["sees", "finds", "draws", "carries", "follows", "remembers", "paints", "leaves"]
+_PLACES = [
+    "in the north",
+    "by the sea",
+    "after the storm",
+    "on the old road",
+    "at noon",
+    "before the war",
+    "without a word",
+    "🙂 again",
+]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -50,7 +72,7 @@ def text_file(tmp_path_factory) -> Path:
     return file
 
 
-TINY = "--depth 1 --context_length 32 --vocab_size 300 --per_device_train_batch_size 4".split()
+TINY = ["--depth", "1", "--context_length", "32", "--vocab_size", "300", "--per_device_train_batch_size", "4"]
 
 
 def run_recipe(

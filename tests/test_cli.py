@@ -1,6 +1,7 @@
 """The `llmkit` command: what each verb prints, refuses and leaves with."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -212,11 +213,11 @@ def test_check_says_all_problems_at_once(llmkit):
 # ---------------------------------------------------------------------------------------------- generate
 
 
-def test_generate_with_a_seed_writes_the_same_text_again(gpt):
-    """In two processes: nothing of the text may hang on the process that writes it."""
+def test_generate_with_a_seed_writes_the_same_text_again(llmkit, gpt):
+    """In two processes: nothing of the text may hang on the one that writes it, or on what it did before."""
     words = ("generate", gpt, "The river", "--seed", 3, "--max_new_tokens", 12)
-    first, second = (run_llmkit(*words, cwd=gpt).stdout for _ in range(2))
-    assert first == second
+    first = run_llmkit(*words, cwd=gpt).stdout
+    assert [llmkit(*words).out for _ in range(2)] == [first, first]
     assert first.startswith("The river")
     assert len(first) > len("The river\n")
 
@@ -240,7 +241,7 @@ def test_generate_at_temperature_0_takes_the_likeliest_token(llmkit, gpt):
             break
     expected = tokenizer.decode(ids, skip_special_tokens=True)
     words = ("generate", gpt, "The river", "--temperature", 0, "--max_new_tokens", 8)
-    assert [llmkit(*words, "--seed", seed).out for seed in (1, 2)] == [expected + "\n"] * 2
+    assert [llmkit(*words, "--seed", seed) for seed in (1, 2)] == [Answer(0, expected + "\n", "")] * 2
 
 
 def test_generate_refuses_a_prompt_that_fills_the_context(llmkit, gpt):
@@ -253,15 +254,23 @@ def test_generate_refuses_a_prompt_that_fills_the_context(llmkit, gpt):
 
 
 def test_generate_refuses_all_impossible_numbers_at_once(llmkit):
-    words = ["--temperature", -1, "--top_p", 0, "--top_k", -2, "--max_new_tokens", 0]
+    words = ["--temperature", "nan", "--top_p", 0, "--top_k", -2, "--max_new_tokens", 0, "--seed", -1]
     answer = llmkit("generate", "runs/gpt", *words)
     assert answer.code == 2
     assert [line.split(":")[1].strip() for line in answer.err.splitlines()] == [
-        "--temperature -1.0",
+        "--temperature nan",
         "--top_p 0.0",
         "--max_new_tokens 0",
         "--top_k -2",
+        "--seed -1",
     ]
+
+
+def test_generate_refuses_a_prompt_in_another_encoding(tmp_path):
+    """A Latin-1 é, as a script of another encoding would pass it."""
+    done = run_llmkit("generate", "runs/gpt", os.fsdecode(b"caf\xe9"), cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the prompt is not UTF-8 at character 3;")
 
 
 @pytest.mark.parametrize("words", [["generate", "runs/gtp"], ["evaluate", "runs/gtp", "--data", "tales.txt"]])

@@ -8,10 +8,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from conftest import sentences
 
 from llmkit.errors import UserError
 from llmkit.folder import Run, atomic_write, fingerprint, read_json, require_model_folder
 from llmkit.options import Setting, Settings
+from llmkit.tokenization.bpe import train_bpe
 
 # ---------------------------------------------------------------------------------------------- files
 
@@ -512,45 +514,53 @@ def test_seconds_at_a_step_are_those_of_its_last_line(in_tmp):
     assert [run.seconds_at(step) for step in (0, 1, 2, 3, 9)] == [0.0, 0.5, 1.0, 1.5, 1.5]
 
 
-class Saved:
-    """Something with `save_pretrained` that writes files, and fails after them if told to."""
+def tiny_model(seed: int):
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    def __init__(self, files: dict[str, str], error: Exception | None = None):
-        self.files, self.error = files, error
-
-    def save_pretrained(self, folder: Path) -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
-            Path(folder, name).write_text(content)
-        if self.error:
-            raise self.error
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    return Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1))
 
 
-OLD = {"model.safetensors": "old weights", "config.json": "old config"}
-NEW = {"model.safetensors": "new weights", "config.json": "new config"}
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(sentences(50), 300)
 
 
 @pytest.mark.parametrize("fails", ["model", "tokenizer"])
-def test_a_model_that_cannot_be_saved_leaves_the_earlier_one_whole(in_tmp, fails):
-    """A full disk, met while weights or tokenizer are written."""
+def test_a_model_that_cannot_be_saved_leaves_the_earlier_one_whole(in_tmp, tokenizer, fails, monkeypatch):
+    """A disk that is full when the last file is written."""
     run = start()
-    run.save_model(Saved(OLD), Saved({"tokenizer.json": "old tokenizer"}))
+    run.save_model(tiny_model(seed=1), tokenizer)
     files = everything_below("runs")
-    full = OSError(28, "No space left on device")
-    model = Saved(NEW, full if fails == "model" else None)
-    tokenizer = Saved({"tokenizer.json": "half"}, full if fails == "tokenizer" else None)
-    with pytest.raises(OSError, match="No space left"):
-        run.save_model(model, tokenizer)
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {Path(file).name for file in files}
+    model = tiny_model(seed=2)
+    written = []
+
+    def save_and_fail(folder, **kwargs):
+        type(failing).save_pretrained(failing, folder, **kwargs)
+        written.extend(path.name for path in Path(folder).iterdir())
+        raise OSError(28, "No space left on device")
+
+    failing = {"model": model, "tokenizer": tokenizer}[fails]
+    with monkeypatch.context() as patched:
+        patched.setattr(failing, "save_pretrained", save_and_fail)
+        with pytest.raises(OSError, match="No space left"):
+            run.save_model(model, tokenizer)
+    assert "model.safetensors" in written
     assert everything_below("runs") == files
-    run.save_model(Saved(NEW), Saved({"tokenizer.json": "new tokenizer"}))
-    contents = {path.name: path.read_text() for path in Path("runs/gpt").iterdir()}
-    assert contents == NEW | {"tokenizer.json": "new tokenizer"}
+    run.save_model(model, tokenizer)
+    after = everything_below("runs")
+    assert [name for name in files if after[name] != files[name]] == ["runs/gpt/model.safetensors"]
 
 
-def test_a_tokenizer_is_saved_without_a_model(in_tmp):
+def test_a_tokenizer_is_saved_without_a_model(in_tmp, tokenizer):
     run = start()
-    run.save_model(None, Saved({"tokenizer.json": "a tokenizer"}))
-    assert [path.name for path in Path("runs/gpt").iterdir()] == ["tokenizer.json"]
+    run.save_model(None, tokenizer)
+    names = {path.name for path in Path("runs/gpt").iterdir()}
+    assert "tokenizer.json" in names
+    assert not {"config.json", "model.safetensors"} & names
 
 
 def test_a_folder_that_was_copied_is_the_same_run(in_tmp):

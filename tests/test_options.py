@@ -18,6 +18,7 @@ class Options:
     optimizer: Literal["muon", "adamw"] = field(default="muon", metadata={"help": "For hidden matrices."})
     overwrite: bool = field(default=False, metadata={"help": "Delete what is there."})
     shuffle: bool = field(default=True, metadata={"help": "Shuffle the rows."})
+    compiled: bool | None = field(default=None, metadata={"help": "None: where it is faster."})
     columns: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "Columns."})
     schedule: dict | str | None = field(default=None, metadata={"help": "Settings of the schedule."})
 
@@ -76,6 +77,8 @@ def test_without_words_every_value_is_its_default():
         (["--no_shuffle"], "shuffle", False),
         (["--no-shuffle"], "shuffle", False),
         (["--shuffle", "0"], "shuffle", False),
+        (["--compiled"], "compiled", True),  # an option whose default is None is a switch too
+        (["--compiled", "false"], "compiled", False),
         (["--columns", "a", "b"], "columns", ["a", "b"]),
         (["--columns=a"], "columns", ["a"]),
         (["--schedule", '{"steps": 3}'], "schedule", '{"steps": 3}'),
@@ -100,6 +103,7 @@ def test_command_line(words, name, value):
         ("optimizer: adamw", "optimizer", "adamw"),
         ("overwrite: yes", "overwrite", True),
         ("shuffle: false", "shuffle", False),
+        ("compiled: true", "compiled", True),
         ("columns: [a, b]", "columns", ["a", "b"]),
         ("columns:\n- a\n- b", "columns", ["a", "b"]),
         ("columns: a", "columns", ["a"]),
@@ -163,6 +167,7 @@ def test_a_dictionary_reaches_training_arguments_from_file_and_command_line(yaml
         (["--depth", "3", "4"], ["--depth", "one value", "'3 4'"]),
         (["--depth"], ["--depth", "one argument"]),
         (["--dropout", "much"], ["--dropout", "float", "'much'"]),
+        (["--dropout", "nan"], ["--dropout", "number", "nan"]),
         (["--optimizer", "sgd"], ["--optimizer", "'sgd'", "muon", "adamw"]),
         (["--overwrite", "maybe"], ["--overwrite", "maybe", "true/false"]),
         (["--no_shuffle=1"], ["--no_shuffle", "'1'"]),
@@ -196,6 +201,7 @@ def test_command_line_is_refused(words, expected):
         ("depth: [3, 4]", ["--depth", "one value", "'3 4'", "run.yaml"]),
         ("depth: {a: 3}", ["--depth", "int", "run.yaml"]),
         ("dropout: much", ["--dropout", "float", "'much'", "run.yaml"]),
+        ("dropout: .nan", ["--dropout", "number", "nan", "run.yaml"]),
         ("optimizer: sgd", ["--optimizer", "'sgd'", "muon", "adamw", "run.yaml"]),
         ("overwrite: maybe", ["--overwrite", "maybe", "run.yaml"]),
         ("no_shuffle: true", ["run.yaml", "no_shuffle", "shuffle: false"]),
@@ -250,12 +256,26 @@ def test_all_problems_are_said_at_once(yaml_file):
         assert sum(part in problem for problem in found) == 1, part
 
 
-def test_what_a_dataclass_refuses_is_a_problem_and_no_traceback():
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--eval_strategy steps --logging_steps 0", ["--eval_steps or --logging_steps"]),
+        ("--eval_strategy sometimes --seed 3", ["--eval_strategy sometimes is not", "steps", "epoch"]),
+        ("--deepspeed missing.json", ["deepspeed"]),
+    ],
+)
+def test_what_training_arguments_refuses_is_a_problem_and_no_traceback(words, expected):
     from transformers import TrainingArguments
 
-    words = ["--eval_strategy", "steps", "--logging_steps", "0"]
-    with pytest.raises(UserError, match="--eval_steps or --logging_steps"):
-        parse_options(Options, TrainingArguments, argv=words)
+    @dataclass
+    class Arguments(TrainingArguments):
+        eval_strategy: str = "no"  # a default of one's own leaves the choices to TrainingArguments
+
+    with pytest.raises(UserError) as refused:
+        parse_options(Options, Arguments, argv=words.split())
+    (problem,) = refused.value.problems
+    for part in expected:
+        assert part in problem
 
 
 # ---------------------------------------------------------------------------------------------- help

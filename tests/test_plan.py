@@ -1,21 +1,26 @@
 """From text, machine and budget to the numbers of a run: what was given stays, and everything else follows as stated."""
 
+import functools
 import math
 import re
+import runpy
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
+import llmkit.training.budget as budget_module
 from llmkit.errors import UserError
 from llmkit.modeling.models import new_model
 from llmkit.modeling.sizes import Shape, shape_of_config, shape_of_depth
-from llmkit.options import Setting, Settings
+from llmkit.options import Setting, Settings, parse_options
 from llmkit.tokenization.bpe import vocabulary_for
 from llmkit.training import plan
-from llmkit.training.budget import MARGIN, parse_budget, steps_within
+from llmkit.training.budget import parse_budget, steps_within
+from llmkit.training.trainer import PretrainArguments
 
 SPECIAL_IDS = SimpleNamespace(
     bos_token_id=None, eos_token_id=0, pad_token_id=1
@@ -36,13 +41,16 @@ DERIVED_NAMES = (
 )
 
 
+@functools.cache
+def defaults() -> Settings:
+    """The recipe's own settings when no option is given."""
+    recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain_gpt.py"))
+    return parse_options(recipe["PretrainOptions"], PretrainArguments, "", [])[2]
+
+
 def settings_with(source: str = "command line", **given: object) -> Settings:
-    """Settings as `parse_options` makes them, as far as the plan asks for them."""
-    defaults = {"fp16": False, "optimizer": "muon", "gradient_accumulation_steps": 1, "decay_share": 0.5}
-    settings = Settings({name: Setting(None, "default") for name in DERIVED_NAMES})
-    settings |= {name: Setting(value, "default") for name, value in defaults.items()}
-    settings |= {name: Setting(value, source) for name, value in given.items()}
-    return settings
+    assert given.keys() <= defaults().keys()
+    return Settings(defaults() | {name: Setting(value, source) for name, value in given.items()})
 
 
 def planned(settings: Settings, seconds: float | None = None, continues: bool = False, tokens: int = 10**6) -> Shape:
@@ -50,9 +58,9 @@ def planned(settings: Settings, seconds: float | None = None, continues: bool = 
     context = plan.plan_context(settings, CPU)
     shape = plan.plan_shape(settings, 512, context, tokens, 1e11, seconds)
     samples = plan.plan_batch(settings, 3_000_000, context, 1, tokens // context)
-    plan.plan_precision(settings, 2.0)
+    plan.plan_precision(settings, shape.hidden_size, True)
     plan.plan_learning(settings, shape.hidden_size, samples * context, continues)
-    plan.plan_compilation(settings, 1000.0, True)
+    plan.plan_compilation(settings, 1e14, "cpu", True)
     plan.plan_horizon(settings, shape.parameters, samples * context, tokens)
     plan.plan_schedule(settings)
     plan.plan_pace(settings, None)
@@ -166,9 +174,9 @@ def test_what_is_no_duration_is_refused_with_an_example(text):
     assert "5m" in str(refused.value)
 
 
-def test_steps_fill_what_the_budget_leaves_but_for_a_margin():
+def test_steps_fill_what_the_budget_leaves_but_for_a_margin(monkeypatch):
     # (100 - 20 - 10) seconds x 0.96 / 0.5 seconds = 134.4 steps
-    assert MARGIN == 0.04
+    monkeypatch.setattr(budget_module, "MARGIN", 0.04)
     assert steps_within(100, 20, 10, 0.5) == 134
 
 
@@ -176,7 +184,7 @@ def test_steps_end_inside_the_budget_and_no_step_is_given_away():
     for budget, spent, reserve, step in [(300, 17.3, 11.2, 0.037), (60, 20, 8, 1.9), (3600, 40, 90, 2.6)]:
         steps = steps_within(budget, spent, reserve, step)
         assert spent + reserve + steps * step <= budget
-        assert spent + reserve + (steps + 1) * step > budget - MARGIN * (budget - spent - reserve)
+        assert spent + reserve + (steps + 1) * step > budget - budget_module.MARGIN * (budget - spent - reserve)
 
 
 @pytest.mark.parametrize(
@@ -298,13 +306,15 @@ def test_all_that_does_not_divide_is_said_at_once():
     assert len(refused.value.problems) == 2
 
 
-def test_bfloat16_is_taken_where_it_was_measured_faster():
-    assert plan.plan_precision(settings_with(), 1.5) is torch.bfloat16
-    assert plan.plan_precision(settings_with(), 0.8) is None
-    assert plan.plan_precision(settings_with(bf16=False), 1.5) is None
-    assert plan.plan_precision(settings_with(bf16=True), 0.8) is torch.bfloat16
+def test_bfloat16_is_taken_where_the_machine_has_it_and_the_model_is_wide():
+    """By a rule: a measurement differs from run to run, and the same command must give the same weights."""
+    assert plan.plan_precision(settings_with(), 128, True) is torch.bfloat16
+    assert plan.plan_precision(settings_with(), 64, True) is None
+    assert plan.plan_precision(settings_with(), 128, False) is None
+    assert plan.plan_precision(settings_with(bf16=False), 128, True) is None
+    assert plan.plan_precision(settings_with(bf16=True), 64, False) is torch.bfloat16
     settings = settings_with(fp16=True)
-    assert plan.plan_precision(settings, 1.5) is torch.float16
+    assert plan.plan_precision(settings, 128, True) is torch.float16
     assert settings["bf16"].value is False
 
 
@@ -417,12 +427,20 @@ def test_without_a_budget_the_run_is_as_long_as_model_and_text_are_good_for():
     assert settings["max_steps"].value == plan.MOST_PASSES * 5000 // 100
 
 
+def test_passes_over_the_text_can_be_given_instead_of_steps():
+    settings = settings_with(num_train_epochs=2.5)
+    plan.plan_horizon(settings, 1000, 100, 10_000)
+    assert settings["max_steps"].value == 250
+    settings = settings_with(num_train_epochs=2.5, max_steps=7)
+    plan.plan_horizon(settings, 1000, 100, 10_000)
+    assert settings["max_steps"].value == 7
+
+
 def test_compiling_has_to_pay_and_needs_a_compiler():
-    pays = plan.COMPILE_SECONDS / plan.COMPILE_GAIN
-    assert plan.plan_compilation(settings_with(), pays + 1, True)
-    assert not plan.plan_compilation(settings_with(), pays - 1, True)
-    assert not plan.plan_compilation(settings_with(), pays + 1, False)
-    assert plan.plan_compilation(settings_with(), math.inf, True)
+    for device, pays in plan.COMPILE_FLOPS.items():
+        assert plan.plan_compilation(settings_with(), 1.1 * pays, device, True)
+        assert not plan.plan_compilation(settings_with(), 0.9 * pays, device, True)
+        assert not plan.plan_compilation(settings_with(), 1.1 * pays, device, False)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 30, 1000])

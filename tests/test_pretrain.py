@@ -349,10 +349,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(text_file, tm
     weights = {}
     for name, words in {
         "first": [],
-        "again": ["--report_to", "tensorboard", "--hub_token", "hf_secret"],
+        "again": ["--report_to", "tensorboard"],
         "other": ["--seed", 7],
     }.items():
-        words = [*TINY, "--max_steps", 6, "--bf16", "False", *words]
+        words = [*TINY, "--max_steps", 4, "--eval_steps", 4, "--bf16", "False", *words]
         run_recipe("pretrain_gpt", "--data", text_file, "--output_dir", f"runs/{name}", *words, cwd=tmp_path)
         weights[name] = weights_of(tmp_path / "runs" / name)
     assert weights["first"] == weights["again"]
@@ -385,7 +385,9 @@ def test_two_processes_learn_what_one_does(whole, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "gpt"
     assert {path.name for path in folder.iterdir()} == MODEL_FOLDER
-    assert losses_of(folder) == pytest.approx(losses_of(whole), abs=1e-4)
+    losses = losses_of(folder)
+    assert losses[1] == pytest.approx(losses_of(whole)[1], rel=1e-6)
+    assert losses == pytest.approx(losses_of(whole), rel=1e-4)
     assert len([line for line in journal_of(folder) if "loss" in line]) == 30  # one process writes
     for name in ("bits_per_byte", "train_tokens", "parameters"):
         assert metrics_of(folder)[name] == pytest.approx(metrics_of(whole)[name], rel=1e-4)

@@ -47,8 +47,8 @@ def test_every_command_runs(folder):
         words = shlex.split(command, comments=True)
         if words[0] == "make":
             done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
-        elif words[:1] == ["source"]:
-            assert words[1].split("/")[0] == ".venv"
+        elif words[0] == "source" or "INDEX" in words or "venv" in words:
+            assert ".venv" in command  # the environment that the Makefile makes, and this test runs in its like
             continue
         elif "multi_gpu.yaml" in command:
             from accelerate.commands.config.config_args import load_config_from_file

@@ -157,7 +157,7 @@ def test_nothing_but_the_page_is_written(gpt, copy):
 
 def test_a_run_that_is_not_finished_has_a_report_that_says_so(copy):
     (copy / "metrics.json").unlink()
-    change_json(copy / "llmkit.json", status="running")
+    change_json(copy / "llmkit.json", status="running", finished=None)
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     (copy / "metrics.jsonl").write_text("\n".join([*lines[:6], lines[6][:10]]))  # killed within a line
     write_report(copy)

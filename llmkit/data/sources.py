@@ -77,6 +77,8 @@ def open_source(data: str | None, text_column: str | None = None, option: str = 
     Raises:
         UserError: missing, empty, binary or wrongly encoded file; unknown format; no text column; Hub id while offline.
     """
+    if data is not None and not data.strip():
+        raise UserError(f"{option} {data!r}: is empty; name a file, a folder or a Hub dataset, or leave {option} out")
     if data is None:
         from llmkit.data.bundled import corpus
 

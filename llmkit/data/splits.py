@@ -188,7 +188,9 @@ def problems_of(split: Split) -> list[str]:
                 f"--data {name}: no document is left to train on ({split.validation_documents} are held out by "
                 f"--validation_fraction {split.validation_fraction}, {split.copies + split.near_copies} are copies)"
             )
-        if split.validation_documents == 0:
+        if split.validation_documents == 0 and split.validation_source is not None:
+            problems.append(f"--validation_data {split.validation_source.name}: holds no text; give one that does")
+        elif split.validation_documents == 0:
             problems.append(
                 f"--data {name}: {split.documents} documents are too few for a held-out side of "
                 f"{split.validation_fraction:.3g} of them; raise --validation_fraction or give --validation_data"

@@ -42,6 +42,7 @@ def bits_per_byte(
     batch_size: int = 32,
     autocast: torch.dtype | None = None,
     process: tuple[int, int] = (0, 1),
+    end_of_text: int | None = None,
 ) -> BitsPerByte:
     """Bits per byte of a model over a whole row of tokens.
 
@@ -62,6 +63,7 @@ def bits_per_byte(
         context_length: input tokens of a window.
         batch_size: windows at a time.
         autocast: bfloat16 to compute in it where it is safe; None computes as the weights are stored.
+        end_of_text: the token that separates documents; None: the last of the row, which ends its last document.
         process: (rank, processes): each process takes its share of the windows, and all return the whole.
 
     Raises:
@@ -71,7 +73,7 @@ def bits_per_byte(
 
     device = next(model.parameters()).device
     rank, processes = process
-    end_of_text = int(ids[-1])
+    end_of_text = int(ids[-1]) if end_of_text is None else end_of_text
     windows = range(0, len(ids), context_length)
     nats, sizes, counted = (np.zeros(len(windows)) for _ in range(3))
     lengths = torch.from_numpy(byte_lengths).to(device)

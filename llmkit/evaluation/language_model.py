@@ -29,7 +29,7 @@ def evaluate_language_model(
     source = open_source(data, text_column)
     model, tokenizer = load(name)
     longest = model.config.max_position_embeddings
-    context = context_length or min(longest, 2048)
+    context = min(longest, 2048) if context_length is None else context_length
     if not 1 <= context <= longest:
         raise UserError(f"--context_length {context}: the model looks back over {longest} tokens")
     byte_lengths = token_byte_lengths(tokenizer)

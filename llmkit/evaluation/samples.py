@@ -42,7 +42,7 @@ class TrainingText:
 def generate_samples(
     model: Any, tokenizer: Any, prompts: list[str], new_tokens: int, seed: int, temperature: float = 0.8
 ) -> list[str]:
-    """Continue each prompt; an empty one starts a document.
+    """Continue each prompt; an empty one starts a document, and one that takes more than half of the context is cut.
 
     The random state of the caller is left as it was, so that looking at samples does not change a training run.
     """
@@ -54,11 +54,12 @@ def generate_samples(
     try:
         torch.manual_seed(seed)
         for prompt in prompts:
-            ids = [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+            room = model.config.max_position_embeddings
+            ids = [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)][: max(room // 2, 1)]
             output = model.generate(
                 torch.tensor([ids], device=device),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
-                max_new_tokens=min(new_tokens, model.config.max_position_embeddings - len(ids)),
+                max_new_tokens=max(min(new_tokens, room - len(ids)), 1),
                 do_sample=temperature > 0,
                 temperature=temperature if temperature > 0 else None,
                 top_k=0,

@@ -54,13 +54,9 @@ def stream(
         )
     if seed is not None:
         torch.manual_seed(seed)
-    sampling = {
-        "max_new_tokens": min(max_new_tokens, room),
-        "do_sample": temperature > 0,
-        "temperature": temperature or None,
-        "top_k": top_k,
-        "top_p": top_p,
-    }
+    sampling: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": min(max_new_tokens, room)}
+    if temperature > 0:
+        sampling |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     return _pieces(model, tokenizer, torch.tensor([ids], device=model.device), sampling)
 
 

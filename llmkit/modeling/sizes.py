@@ -81,7 +81,7 @@ def shape_of_depth(depth: int, vocab_size: int, context_length: int, hidden_size
 
     - Width: 32 per layer up to 6 layers, 64 from 12 on, and between the two on a line. Small models want to be deep and
       narrow: below some 3 million parameters the embedding takes too large a share of a wide one.
-    - Heads of 64.
+    - Heads of 64; an even number of them from 5 on, so that they share keys and values.
     - The SwiGLU layer is 8/3 as wide as the model, rounded up to 64, so that its three matrices hold as many weights as
       the two of width 4 that they replace (Shazeer, "GLU Variants Improve Transformer", 2020).
 
@@ -90,7 +90,8 @@ def shape_of_depth(depth: int, vocab_size: int, context_length: int, hidden_size
     """
     if hidden_size is None:
         per_layer = min(max(32 + (depth - 6) * 32 / 6, 32), 64)
-        hidden_size = max(round(depth * per_layer / HEAD_SIZE), 1) * HEAD_SIZE
+        heads = max(round(depth * per_layer / HEAD_SIZE), 1)
+        hidden_size = (heads + heads % 2 if heads > 4 else heads) * HEAD_SIZE
     heads = max(hidden_size // HEAD_SIZE, 1)
     return Shape(
         num_hidden_layers=depth,

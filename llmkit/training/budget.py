@@ -1,5 +1,6 @@
 """A wall-clock budget: what is spent, what has to be kept for the end, and how many steps fit between."""
 
+import math
 import re
 import time
 
@@ -48,9 +49,9 @@ def steps_within(budget: float, spent: float, reserve: float, step_seconds: floa
     """
     steps = int((budget - spent - reserve) * (1 - MARGIN) / step_seconds)
     if steps < 1:
-        least = spent + reserve + 20 * step_seconds
+        least = math.ceil((spent + reserve + 20 * step_seconds) * 1.1)
         raise UserError(
             f"--time_budget {budget:.0f}s: is too short for one step: {spent:.0f} s went into start and data, {reserve:.0f} s are "
-            f"kept for evaluation and saving, a step takes {step_seconds:.2f} s; give at least {least:.0f}s"
+            f"kept for evaluation and saving, a step takes {step_seconds:.2f} s; give at least {least}s"
         )
     return steps

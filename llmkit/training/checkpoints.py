@@ -12,8 +12,17 @@ _MANIFEST = "manifest.json"
 
 def seal(checkpoint: Path) -> None:
     """Write the list of a checkpoint's files and sizes: from now on it is whole."""
-    files = {file.name: file.stat().st_size for file in sorted(checkpoint.iterdir()) if file.is_file()}
+    files = {
+        file.name: file.stat().st_size
+        for file in sorted(checkpoint.iterdir())
+        if file.is_file() and file.name != _MANIFEST
+    }
     write_json(checkpoint / _MANIFEST, files)
+
+
+def unseal(checkpoint: Path) -> None:
+    """Before a checkpoint is written over: what is half written must not pass for whole."""
+    (checkpoint / _MANIFEST).unlink(missing_ok=True)
 
 
 def problem_of(checkpoint: Path) -> str | None:
@@ -21,10 +30,10 @@ def problem_of(checkpoint: Path) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        expected = json.loads((checkpoint / _MANIFEST).read_text())
+        expected = dict(json.loads((checkpoint / _MANIFEST).read_text()))
     except FileNotFoundError:
         return "it was not written to its end"
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return f"its {_MANIFEST} cannot be read"
     for name, size in expected.items():
         file = checkpoint / name

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 
 def least_seconds(*works: Callable[[], object], rounds: int = 8, least: float = 0.02) -> list[float]:
@@ -45,22 +44,13 @@ def matrix_peaks(device: torch.device) -> tuple[float, float]:
     return 2 * size**3 / float32, 2 * size**3 / bfloat16
 
 
-def bfloat16_gain(tokens: int, hidden_size: int, intermediate_size: int, device: torch.device) -> float:
-    """How many times faster a feed-forward layer of these sizes trains under bfloat16 autocast than in float32.
-
-    A gain on the large matrices of a benchmark can be a loss on those of a small model.
-    """
-    x = torch.randn(tokens, hidden_size, device=device, requires_grad=True)
-    up = torch.randn(intermediate_size, hidden_size, device=device, requires_grad=True)
-    down = torch.randn(hidden_size, intermediate_size, device=device, requires_grad=True)
-
-    def train(autocast: bool) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            y = F.linear(F.silu(F.linear(x, up)), down)
-        y.backward(y.detach())
-
-    float32, bfloat16 = least_seconds(lambda: train(False), lambda: train(True))
-    return float32 / bfloat16
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the machine multiplies bfloat16 matrices itself, rather than by way of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    return any("bf16" in name and has_it for name, has_it in torch.cpu.get_capabilities().items())
 
 
 def use_all_cores(local_processes: int = 1) -> int:

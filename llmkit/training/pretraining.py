@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmkit.data.check import problem_of_length
 from llmkit.data.packing import PackedSamples, TokenFile
 from llmkit.errors import UserError, noting, refuse
 from llmkit.modeling.models import compile_layers, new_model
@@ -15,7 +16,7 @@ from llmkit.modeling.sizes import Shape, shape_of_config
 from llmkit.options import Settings
 from llmkit.training import plan
 from llmkit.training.budget import parse_budget, seconds_since_start, steps_within
-from llmkit.training.measure import bfloat16_gain, matrix_peaks, use_all_cores
+from llmkit.training.measure import has_bfloat16, matrix_peaks, use_all_cores
 from llmkit.training.trainer import GLANCE_TOKENS, UNUSED, measured_step
 
 
@@ -67,6 +68,8 @@ def agreed(value: Any) -> Any:
 
 def problems_of(options: Any, settings: Settings) -> list[str]:
     """What is wrong with the recipe's options by themselves."""
+    from transformers.integrations import get_available_reporting_integrations
+
     problems: list[str] = []
     for reason, names in UNUSED.items():
         problems += [
@@ -81,9 +84,17 @@ def problems_of(options: Any, settings: Settings) -> list[str]:
             problems.append(
                 "--push_to_hub: HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or leave --push_to_hub out"
             )
+    if settings["save_total_limit"].value is not None and settings["save_total_limit"].value < 2:
+        problems.append(
+            f"--save_total_limit {settings['save_total_limit'].value}: must be 2 or more, since the older one goes before the newer is whole"
+        )
     steps, epochs = settings["max_steps"], settings["num_train_epochs"]
     if settings.given("max_steps") and steps.value < 1:
         problems.append(f"--max_steps {steps.value}: must be 1 or more")
+    if settings.given("max_steps") and options.time_budget:
+        problems.append(
+            f"--max_steps {steps.value} and --time_budget {options.time_budget}: both say how long; give one"
+        )
     if settings.given("num_train_epochs") and (settings.given("max_steps") or options.time_budget or epochs.value <= 0):
         problems.append(
             f"--num_train_epochs {epochs.value}: must be above 0, and --max_steps and --time_budget say the same in another way"
@@ -101,8 +112,9 @@ def problems_of(options: Any, settings: Settings) -> list[str]:
     )
     for name in sizes:
         value = getattr(options, name)
-        if value is not None and value < 1:
-            problems.append(f"--{name} {value}: must be 1 or more")
+        least = 2 if name == "context_length" else 1
+        if value is not None and value < least:
+            problems.append(f"--{name} {value}: must be {least} or more")
         if value is not None and options.model is not None and name != "context_length":
             problems.append(f"--{name} {value}: the model {options.model} has its own; leave one of the two out")
     given_tokenizer = options.tokenizer or options.model
@@ -110,6 +122,31 @@ def problems_of(options: Any, settings: Settings) -> list[str]:
         problems.append(
             f"--vocab_size {options.vocab_size}: the tokenizer of {given_tokenizer} is given; leave one of the two out"
         )
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "logging_steps",
+    ):
+        if settings[name].value < 1:
+            problems.append(f"--{name} {settings[name].value}: must be 1 or more")
+    for name in (
+        "seed",
+        "initializer_range",
+        "learning_rate",
+        "muon_learning_rate",
+        "weight_decay",
+        "adamw_weight_decay",
+    ):
+        value = settings[name].value
+        if value is not None and not 0 <= value < 2**63:
+            problems.append(f"--{name} {value}: must be 0 or more")
+    known = {"none", "all", *get_available_reporting_integrations()}
+    for tracker in (
+        settings["report_to"].value if isinstance(settings["report_to"].value, list) else [settings["report_to"].value]
+    ):
+        if tracker not in known:
+            problems.append(f"--report_to {tracker}: is not installed; at hand are {', '.join(sorted(known))}")
     if not 0 <= options.decay_share <= 1:
         problems.append(f"--decay_share {options.decay_share}: must be between 0 and 1")
     return problems
@@ -132,7 +169,7 @@ def start_processes(settings: Settings) -> Any:
         settings.derive("optimizer", "adamw", "FSDP and DeepSpeed cut the matrices that Muon needs whole")
     has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     state = PartialState(cpu=settings["use_cpu"].value or not has_accelerator)
-    state.threads = use_all_cores(state.num_processes) if state.device.type == "cpu" else None
+    state.threads = use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if state.device.type == "cpu" else None
     return state
 
 
@@ -163,11 +200,8 @@ def check_text(train: TokenFile, validation: TokenFile, byte_lengths: np.ndarray
     context = settings["context_length"].value
     samples = (len(train.ids) - 1) // context - 1
     batch = settings["per_device_train_batch_size"]
-    if samples < 1:
-        problems.append(
-            f"--context_length {context}: the training side is {len(train.ids):,} tokens in {train.documents:,} documents, less than "
-            "two samples; shorten the context or give more text"
-        )
+    if too_short := problem_of_length(len(train.ids), train.documents, context):
+        problems.append(too_short)
     elif batch.source != "default" and batch.value > samples:
         problems.append(
             f"--per_device_train_batch_size {batch.value}: the training side is {samples} samples of {context} tokens, too few "
@@ -201,17 +235,15 @@ def plan_run(
     horizon = _horizon(settings, shape, left, flops, len(train.ids))
     samples = plan.plan_batch(settings, horizon, context, machine.processes, (len(train.ids) - 1) // context - 1)
     batch_size = settings["per_device_train_batch_size"].value
-    gain = agreed(bfloat16_gain(batch_size * context, shape.hidden_size, shape.intermediate_size, device))
-    autocast = plan.plan_precision(settings, gain)
+    autocast = plan.plan_precision(settings, shape.hidden_size, has_bfloat16(device))
     plan.plan_learning(settings, shape.hidden_size, samples * context, given_model is not None)
 
     set_seed(settings["seed"].value)
     model = given_model or new_model(shape, tokenizer, settings["initializer_range"].value)
     model.config.use_cache = False
     model.to(device)
-    training_seconds = min(horizon * shape.flops_per_token / flops, left or float("inf"))
     can_compile = device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
-    if plan.plan_compilation(settings, training_seconds, can_compile):
+    if plan.plan_compilation(settings, horizon * shape.flops_per_token, device.type, can_compile):
         compile_layers(model)
 
     step_seconds = None
@@ -240,7 +272,7 @@ def _seconds_left(settings: Settings) -> float | None:
         settings.derive(
             "time_budget", "5m", "neither it nor --depth, --max_steps, --num_train_epochs or --model was given"
         )
-    if settings["time_budget"].value is None:
+    if settings["time_budget"].value is None or settings["max_steps"].source != "default":
         return None
     budget = parse_budget(settings["time_budget"].value)
     spent = agreed(seconds_since_start())

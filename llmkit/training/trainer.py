@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from llmkit.folder import Run
 from llmkit.modeling.sizes import shape_of_config
 from llmkit.options import Settings
 from llmkit.training.callbacks import Journal
+from llmkit.training.checkpoints import unseal
 from llmkit.training.optimizer import MuonAdamW, optimizer_groups
 
 GLANCE_TOKENS = 65_536  # of held-out text at the evaluations on the way; the last one is over all of it
@@ -145,7 +147,16 @@ class PretrainTrainer(Trainer):
         batch = max(8192 // self.context_length, 1) if given.source == "default" else given.value
         # Shapes of evaluation differ from those of training: compiling for them would cost more than it gains.
         with torch.compiler.set_stance("force_eager"):
-            return bits_per_byte(model, ids, self.byte_lengths, self.context_length, batch, self.autocast, process)
+            return bits_per_byte(
+                model,
+                ids,
+                self.byte_lengths,
+                self.context_length,
+                batch,
+                self.autocast,
+                process,
+                self.processing_class.eos_token_id,
+            )
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"):
         started = time.perf_counter()
@@ -167,6 +178,7 @@ class PretrainTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.perf_counter()
+        unseal(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
         try:
             super()._save_checkpoint(model, trial)
         except OSError as error:
