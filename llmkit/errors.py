@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -59,8 +60,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def run(main: Callable[[], int | None]) -> None:
     """Run a program's `main` and leave the process with its exit code.
 
-    0 is success; 2 a `UserError`; 130 Ctrl-C; what `StoppedEarly` carries; anything else is our own bug and
-    keeps its traceback (exit code 1).
+    0 is success; 2 a `UserError`; 1 a full disk; 130 Ctrl-C; what `StoppedEarly` carries; anything else is our own bug
+    and keeps its traceback (exit code 1).
     """
     try:
         sys.exit(main() or 0)
@@ -73,9 +74,17 @@ def run(main: Callable[[], int | None]) -> None:
     except StoppedEarly as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe (`| head`) left: nothing to say, and nobody to say it to
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(
+            f"stopped: there is no room on the disk ({error}); what is whole stays; make room and start again",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)

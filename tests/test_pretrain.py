@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,8 +19,7 @@ from conftest import ROOT, TINY, run_recipe
 from llmkit.folder import fingerprint
 from llmkit.training.checkpoints import problem_of
 
-# bfloat16 is taken where it is measured faster, which two runs on a busy machine may answer differently.
-OPTIONS = [*TINY, "--max_steps", 30, "--save_steps", 5, "--eval_steps", 10, "--bf16", "False"]
+OPTIONS = [*TINY, "--max_steps", 30, "--save_steps", 5, "--eval_steps", 10]
 MODEL_FOLDER = {
     *("config.json", "generation_config.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -46,8 +47,8 @@ def pretrain(text_file, cwd, *words, check=True):
         return run_recipe("pretrain_gpt", "--data", text_file, "--output_dir", "runs/gpt", *words, cwd=cwd, check=check)
 
 
-def interrupt(text_file, cwd, step: int, number: signal.Signals) -> int:
-    """Send a signal to a run as soon as its checkpoint of a step is sealed, and return its exit code."""
+def interrupt(text_file, cwd, step: int, act: signal.Signals | Callable[[int], None]) -> int:
+    """Send a signal to a run (or do something to its process) as soon as a checkpoint is sealed; return its exit code."""
     words = ["--data", text_file, "--output_dir", "runs/gpt", *OPTIONS]
     command = [sys.executable, ROOT / "recipes" / "pretrain_gpt.py", *words]
     sealed = cwd / "runs" / "gpt" / f"checkpoint-{step}" / "manifest.json"
@@ -56,7 +57,7 @@ def interrupt(text_file, cwd, step: int, number: signal.Signals) -> int:
     try:
         for _ in range(20_000):
             if sealed.exists():
-                process.send_signal(number)
+                act(process.pid) if callable(act) else process.send_signal(act)
                 return process.wait(60)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.01)
@@ -218,7 +219,7 @@ def test_the_record_says_where_every_value_came_from(whole):
     record = record_of(whole)
     sources = {name: option["source"] for name, option in record["options"].items()}
     assert record["status"] == "finished"
-    assert {sources[name] for name in ("depth", "max_steps", "data", "bf16")} == {"command line"}
+    assert {sources[name] for name in ("depth", "max_steps", "data")} == {"command line"}
     derived = [name for name, source in sources.items() if source == "derived"]
     assert {"hidden_size", "muon_learning_rate", "learning_rate", "warmup_steps"} <= set(derived)
     assert all(record["options"][name]["reason"] for name in derived)
@@ -305,6 +306,25 @@ def test_a_checkpoint_that_was_written_a_second_time_is_whole(text_file, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(resource, "prlimit"), reason="needs Linux's prlimit, to take the room from a running process"
+)
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoints_before(whole, text_file, tmp_path):
+    """Files may not grow beyond 20 kB from one moment on, which a process notices as it does a full disk."""
+
+    def fill(pid: int) -> None:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    assert interrupt(text_file, tmp_path, 10, fill) == 1
+    output = (tmp_path / "output.txt").read_text()
+    assert all(part in output for part in ("stopped:", "make room"))
+    assert "Traceback" not in output
+    checkpoints = checkpoints_of(tmp_path / "runs" / "gpt")
+    assert any(problem_of(checkpoint) is None for checkpoint in checkpoints)
+    pretrain(text_file, tmp_path, *OPTIONS)
+    assert weights_of(tmp_path / "runs" / "gpt") == weights_of(whole)
+
+
 def test_a_run_of_other_options_is_refused_and_nothing_is_lost(terminated, text_file):
     before = state_of(terminated)
     done = pretrain(text_file, terminated.parent.parent, *OPTIONS, "--seed", 7, check=False)
@@ -352,7 +372,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(text_file, tm
         "again": ["--report_to", "tensorboard"],
         "other": ["--seed", 7],
     }.items():
-        words = [*TINY, "--max_steps", 4, "--eval_steps", 4, "--bf16", "False", *words]
+        words = [*TINY, "--max_steps", 4, "--eval_steps", 4, *words]
         run_recipe("pretrain_gpt", "--data", text_file, "--output_dir", f"runs/{name}", *words, cwd=tmp_path)
         weights[name] = weights_of(tmp_path / "runs" / name)
     assert weights["first"] == weights["again"]
@@ -399,7 +419,7 @@ def test_going_on_from_a_model_lowers_its_bits_per_byte_and_inherits_its_context
     whole, text_file, tmp_path
 ):
     before = state_of(whole)
-    words = ["--model", whole, "--max_steps", 20, "--per_device_train_batch_size", 4, "--bf16", "False"]
+    words = ["--model", whole, "--max_steps", 20, "--per_device_train_batch_size", 4]
     pretrain(text_file, tmp_path, *words)
     folder = tmp_path / "runs" / "gpt"
     assert metrics_of(folder)["bits_per_byte"] < metrics_of(whole)["bits_per_byte"]

@@ -46,8 +46,6 @@ def check_text(options: TextOptions) -> tuple[dict[str, Any], Split | None]:
         "train_bytes": sides.train_bytes,
         "validation_documents": sides.validation_documents,
         "validation_bytes": sides.validation_bytes,
-        # Copies across the split are dropped from the training side, so that nothing is left to overlap.
-        "overlap_after_removal": 0,
         "problems": problems_of(sides),
     }
     return report, sides

@@ -41,7 +41,6 @@ class Source:
     Attributes:
         name: as the user gave it, or "bundled".
         format: what was found, for people ("3 text files", "jsonl", "Hub dataset").
-        files: the local files in reading order; empty for a Hub dataset and the bundled corpus.
         columns: of a table, in order; empty for plain text.
         text_column: the column that holds the text; None for plain text.
         fingerprint: of the content: equal data has an equal fingerprint wherever it lies.
@@ -52,7 +51,7 @@ class Source:
     format: str
     fingerprint: str
     rows: Callable[[], Iterator[tuple[str, str | None]]] = field(repr=False)
-    files: list[Path] = field(default_factory=list)
+
     columns: list[str] = field(default_factory=list)
     text_column: str | None = None
 
@@ -152,7 +151,6 @@ def _local_source(path: Path, text_column: str | None, option: str) -> Source:
         format=f"{kind.lstrip('.')}, {len(files)} file{'s' if len(files) > 1 else ''}",
         fingerprint=_fingerprint(files, column),
         rows=rows,
-        files=files,
         columns=columns,
         text_column=column,
     )

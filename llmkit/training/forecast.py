@@ -10,6 +10,7 @@ from llmkit.training import plan
 from llmkit.training.budget import parse_budget
 from llmkit.training.measure import matrix_peaks, use_all_cores
 
+PROGRAM_GB = 0.7  # of torch and transformers, imported
 BYTES_PER_TOKEN = 2.3  # of English text in a vocabulary of about 1,000; used where no tokenizer is given
 
 
@@ -46,7 +47,7 @@ def forecast(report: dict[str, Any], depth: int | None, time_budget: str) -> dic
         "depth": shape.num_hidden_layers,
         "parameters": shape.parameters,
         "vocabulary": vocab_size,
-        "memory_gb": round(shape.training_bytes(plan.BATCH_TOKENS, autocast=True) / 1e9 + 0.7, 2),
+        "memory_gb": round(shape.training_bytes(plan.BATCH_TOKENS, autocast=True) / 1e9 + PROGRAM_GB, 2),
         "tokens_per_pass": tokens,
         "tokens_per_second": round(rate),
         "minutes_per_pass": round(tokens / rate / 60, 2),

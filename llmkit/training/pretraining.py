@@ -251,9 +251,10 @@ def plan_run(
         batch = PackedSamples(train.ids, context, batch_size, settings["seed"].value).__getitems__(range(batch_size))
         accumulation = settings["gradient_accumulation_steps"].value
         step_seconds = agreed(accumulation * measured_step(model, batch, settings, autocast))
-        # Evaluation is forward passes, at most half of a step: glances on the way, all of the text at the end.
+        # Evaluation is forward passes without compiled layers, at most 0.6 of a step: glances on the way, all of the text at
+        # the end. Each glance comes with samples.
         evaluated = len(validation.ids) + plan.EVALUATIONS * min(len(validation.ids), GLANCE_TOKENS)
-        reserve = 8 + 0.5 * step_seconds * evaluated / (samples * context)
+        reserve = 5 + plan.EVALUATIONS * plan.SAMPLE_SECONDS + 0.6 * step_seconds * evaluated / (samples * context)
         spent = agreed(seconds_since_start())
         steps = steps_within(parse_budget(settings["time_budget"].value), spent, reserve, step_seconds)
         plan.plan_steps_in_budget(settings, steps, samples * context, len(train.ids), step_seconds, reserve)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from llmkit.data.packing import PackedSamples, TokenFile, whole_batch
@@ -181,7 +182,7 @@ class PretrainTrainer(Trainer):
         unseal(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
         try:
             super()._save_checkpoint(model, trial)
-        except OSError as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch say a full disk their own way
             raise StoppedEarly(
                 f"step {self.state.global_step}: the checkpoint could not be written ({error}); earlier checkpoints in "
                 f"{self.args.output_dir} are whole; make room and run the same command again to go on"
@@ -209,12 +210,11 @@ def groups_of(model: Any, settings: Settings) -> list[dict[str, Any]]:
 
 
 def measured_step(
-    model: Any, batch: dict[str, torch.Tensor], settings: Settings, autocast: torch.dtype | None, steps: int = 6
+    model: Any, batch: dict[str, torch.Tensor], settings: Settings, autocast: torch.dtype | None, steps: int = 8
 ) -> float:
     """Seconds of one training step on this machine; the model is left as it was.
 
-    The first two steps, which compile and allocate, are not counted, and the fastest of the others is: what slows single
-    steps is another program that will not stay.
+    The median of some steps; the first two, which compile and allocate, are not counted.
     """
     device = next(model.parameters()).device
     batch = {name: rows.to(device) for name, rows in batch.items()}
@@ -234,7 +234,7 @@ def measured_step(
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     model.load_state_dict(weights)
-    return min(times[2:])
+    return float(np.median(times[2:]))
 
 
 def not_a_number(step: int, folder: str) -> StoppedEarly:
