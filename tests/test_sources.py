@@ -108,7 +108,6 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
     source = source_of(tmp_path)
     assert list(source.documents()) == ["first\n", "second\n", "third\n"]
     assert source.format == "text, 3 files"
-    assert [file.name for file in source.files] == ["z.md.gz", "b.txt", "x.txt"]
 
 
 @pytest.mark.parametrize("suffix", TABLES)

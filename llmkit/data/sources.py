@@ -3,8 +3,10 @@
 A document is a piece of text that is split and packed as one. A row of a table (.jsonl, .json, .csv, .tsv, .parquet)
 is a document. A file of a folder of texts is a document too, unless it is long: a text of more than a few pages
 is cut into sections, so that one book can have a training and a held-out side. The cuts depend on the paragraph before
-them and on nothing else (content-defined chunking, as rsync and backup programs do it), so a text that grows keeps its
-sections.
+them and on nothing else (content-defined chunking, as backup programs do it), so a text that grows keeps its sections.
+
+Text is read as UTF-8 and brought to Unicode's composed form (NFC), as the tokenizer's class does with its input: after that,
+every document comes back from its tokens byte for byte.
 """
 
 import contextlib
@@ -51,7 +53,6 @@ class Source:
     format: str
     fingerprint: str
     rows: Callable[[], Iterator[tuple[str, str | None]]] = field(repr=False)
-
     columns: list[str] = field(default_factory=list)
     text_column: str | None = None
 
