@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # What accelerate would take anyway; said here, it does not remark on each of them.
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help pretrain test lint format clean
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, sentences
 
+from llmkit.data.bundled.corpus import page
+from llmkit.data.bundled.handbook import read_handbook
+
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
 
@@ -21,8 +24,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     (folder / "my_texts").mkdir()
-    for number in range(40):
-        (folder / "my_texts" / f"{number}.txt").write_text("\n".join(sentences(60, seed=number)), encoding="utf-8")
+    for number, term in enumerate(read_handbook()):
+        (folder / "my_texts" / f"{number}.txt").write_text(page(term), encoding="utf-8")
     (folder / "other.txt").write_text("\n".join(sentences(20, seed=99)), encoding="utf-8")
     return folder
 
@@ -53,7 +56,7 @@ def test_every_command_runs(folder):
         elif "multi_gpu.yaml" in command:
             from accelerate.commands.config.config_args import load_config_from_file
 
-            load_config_from_file(ROOT / words[words.index("--config_file") + 1])
+            load_config_from_file(str(ROOT / words[words.index("--config_file") + 1]))
             continue
         else:
             assert words[0] in ("llmkit", "accelerate", "torchrun"), (

@@ -126,12 +126,10 @@ def problems_of(options: Any, settings: Settings) -> list[str]:
         "per_device_train_batch_size",
         "per_device_eval_batch_size",
         "gradient_accumulation_steps",
-        "logging_steps",
     ):
         if settings[name].value < 1:
             problems.append(f"--{name} {settings[name].value}: must be 1 or more")
     for name in (
-        "seed",
         "initializer_range",
         "learning_rate",
         "muon_learning_rate",
@@ -139,8 +137,10 @@ def problems_of(options: Any, settings: Settings) -> list[str]:
         "adamw_weight_decay",
     ):
         value = settings[name].value
-        if value is not None and not 0 <= value < 2**63:
+        if value is not None and value < 0:
             problems.append(f"--{name} {value}: must be 0 or more")
+    if not 0 <= settings["seed"].value < 2**32:
+        problems.append(f"--seed {settings['seed'].value}: must be from 0 to 2^32 - 1")
     known = {"none", "all", *get_available_reporting_integrations()}
     for tracker in (
         settings["report_to"].value if isinstance(settings["report_to"].value, list) else [settings["report_to"].value]
