@@ -55,7 +55,8 @@ class Journal(TrainerCallback):
         self._started = time.perf_counter()
         self._last = (0.0, state.global_step)
         if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+            shown = "{percentage:3.0f}% |{bar:16}| {n_fmt}/{total_fmt}{postfix}, {remaining} left"
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=shown)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps_here += 1
