@@ -28,6 +28,7 @@ MEANINGS = {
     "train_seconds": "time spent in training",
     "train_tokens": "tokens trained on, repeats counted",
     "train_passes": "times that the training text was read",
+    "start_seconds": "until the first step: reading, splitting, tokenizing and planning",
     "total_seconds": "from the start of the program, everything included",
     "parameters": "trained numbers of the model",
     "peak_memory_gb": "most memory that the program held",

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llmkit.folder import Run
+from llmkit.training.budget import seconds_since_start
 from llmkit.training.checkpoints import seal
 
 
@@ -52,6 +53,7 @@ class Journal(TrainerCallback):
         from tqdm import tqdm
 
         self.seconds_before = self.run.seconds_at(state.global_step)
+        self.start_seconds = seconds_since_start()
         self._started = time.perf_counter()
         self._last = (0.0, state.global_step)
         if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:

@@ -100,6 +100,7 @@ def metrics_of(trainer: Any, result: BitsPerByte, xz: float, forecast: dict[str,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (1e9 if sys.platform == "darwin" else 1e6),
         "forecast_memory_gb": forecast["memory_gb"],
+        "start_seconds": journal.start_seconds,
         "total_seconds": seconds_since_start(),
     }
 
