@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import llmkit.training.budget as budget_module
 from llmkit.errors import UserError
-from llmkit.modeling.models import new_model
+from llmkit.modeling.models import LONGEST_PLAIN_CONTEXT, choose_attention, new_model
 from llmkit.modeling.sizes import Shape, shape_of_config, shape_of_depth
 from llmkit.options import Setting, Settings, parse_options
 from llmkit.tokenization.bpe import vocabulary_for
@@ -452,3 +452,18 @@ def test_every_run_is_logged_evaluated_and_saved(steps):
     assert math.ceil(steps / evaluating) <= plan.EVALUATIONS
     plan.plan_pace(minutely := settings_with(max_steps=steps), 0.5)
     assert minutely["save_steps"].value == 120
+
+
+@pytest.mark.parametrize(
+    ("device", "context", "chosen"),
+    [(CPU, 64, "eager"), (CPU, LONGEST_PLAIN_CONTEXT, "eager"), (CPU, LONGEST_PLAIN_CONTEXT + 1, "sdpa"), (CUDA, 64, "sdpa")],
+)
+def test_attention_is_chosen_by_device_and_context_and_changes_no_logit(device, context, chosen, tmp_path):
+    model = new_model(Shape(1, 32, 64, 2, 1, 300, 64, 16), SPECIAL_IDS, 0.02)
+    ids = torch.arange(20)[None]
+    before = model(ids).logits
+    choose_attention(model, device, context)
+    assert model.config._attn_implementation == chosen
+    torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert "attn" not in (tmp_path / "config.json").read_text(), "a folder is for any machine"

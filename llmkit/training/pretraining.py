@@ -11,7 +11,7 @@ import torch
 from llmkit.data.check import problem_of_length
 from llmkit.data.packing import PackedSamples, TokenFile
 from llmkit.errors import UserError, noting, refuse
-from llmkit.modeling.models import compile_layers, new_model
+from llmkit.modeling.models import choose_attention, compile_layers, new_model
 from llmkit.modeling.sizes import Shape, shape_of_config
 from llmkit.options import Settings
 from llmkit.training import plan
@@ -242,6 +242,7 @@ def plan_run(
     model = given_model or new_model(shape, tokenizer, settings["initializer_range"].value)
     model.config.use_cache = False
     model.to(device)
+    choose_attention(model, device, context)
     can_compile = device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
     if plan.plan_compilation(settings, horizon * shape.flops_per_token, device.type, can_compile):
         compile_layers(model)
