@@ -48,7 +48,7 @@ def main() -> None:
     from llmkit.modeling.models import load_model, load_tokenizer
     from llmkit.tokenization.bpe import tokenizer_for
     from llmkit.tokenization.byte_lengths import token_byte_lengths
-    from llmkit.training import pretraining, summary
+    from llmkit.training import pretraining, processes, summary
     from llmkit.training.callbacks import Checkpoints, Samples
     from llmkit.training.checkpoints import newest_checkpoint
     from llmkit.training.trainer import PretrainTrainer
@@ -64,12 +64,12 @@ def main() -> None:
     with noting(problems):
         text = Text.open(options)
     refuse(problems)
-    state = pretraining.start_processes(settings)
+    state = processes.start_processes(settings)
     inputs = text.fingerprints | {
         name: fingerprint(given) if given else None
         for name, given in (("model", options.model), ("tokenizer", options.tokenizer))
     }
-    folder = pretraining.agreed(
+    folder = processes.agreed(
         Run.start("pretrain_gpt", settings, inputs, options.overwrite) if state.is_main_process else None
     )
     folder.writes, settings = state.is_main_process, folder.settings
@@ -95,7 +95,7 @@ def main() -> None:
         train, validation = token_files(sides, tokenizer)
     byte_lengths = token_byte_lengths(tokenizer)
     pretraining.check_text(train, validation, byte_lengths, settings)
-    xz = pretraining.agreed(xz_bits_per_byte(sides) if state.is_main_process else None)
+    xz = processes.agreed(xz_bits_per_byte(sides) if state.is_main_process else None)
     state.print(summary.of_data(sides, tokenizer, train, validation, xz, state))
 
     # Every number of the run, stored before the first step.

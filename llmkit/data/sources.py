@@ -61,6 +61,46 @@ class Source:
         return (text for _, text in self.rows() if text and not text.isspace())
 
 
+@dataclass
+class Table:
+    """Rows of data that hold more than one text, and can be read again and again.
+
+    Attributes:
+        name: as the user gave it, or "bundled".
+        format: what was found, for people.
+        fingerprint: of the content.
+        rows: a function that starts a fresh stream of (place, row).
+    """
+
+    name: str
+    format: str
+    fingerprint: str
+    rows: Callable[[], Iterator[tuple[str, dict[str, Any]]]] = field(repr=False)
+
+
+def open_table(data: str, option: str = "--data") -> Table:
+    """Find the rows of a file, a folder of files, or a Hub dataset.
+
+    Raises:
+        UserError: missing or empty; plain text; a Hub id while offline.
+    """
+    path = Path(data)
+    if not path.exists() and not _looks_local(data):
+        name, stream = _hub_rows(data, option)
+        return Table(name, "Hub dataset", hashlib.blake2b(name.encode(), digest_size=16).hexdigest(), stream)
+    files, suffixes = _files_of(data, option)
+    if suffixes & set(TEXT_SUFFIXES):
+        raise UserError(
+            f"{option} {path}: is plain text, and rows with named columns are needed here; give {', '.join(TABLE_SUFFIXES)}"
+        )
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        for file in files:
+            yield from table_rows(file, option)
+
+    return Table(str(path), _format_of(files, suffixes), _fingerprint(files, None), rows)
+
+
 def composed(text: str | None) -> str | None:
     """The text in Unicode's composed form, NFC."""
     return text if text is None or text.isascii() else unicodedata.normalize("NFC", text)
@@ -84,13 +124,16 @@ def open_source(data: str | None, text_column: str | None = None, option: str = 
 
         return corpus.source()
     path = Path(data)
-    if path.exists():
-        return _local_source(path, text_column, option)
+    if path.exists() or _looks_local(data):
+        return _local_source(data, text_column, option)
+    return _hub_source(data, text_column, option)
+
+
+def _looks_local(data: str) -> bool:
+    path = Path(data)
     # A dot makes no file of org/data-2.5 or org/data@v1.0, unless the folder is there.
     is_file_name = data_suffix(path) in SUFFIXES or (path.suffix and path.parent.is_dir())
-    if is_file_name or data.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(data):
-        raise UserError(f"{option} {data}: there is no such file or folder{_similar_name(path)}")
-    return _hub_source(data, text_column, option)
+    return bool(is_file_name) or data.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(data)
 
 
 def _similar_name(path: Path) -> str:
@@ -110,7 +153,11 @@ def data_suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
-def _local_source(path: Path, text_column: str | None, option: str) -> Source:
+def _files_of(data: str, option: str) -> tuple[list[Path], set[str]]:
+    """The data files of a path, and their formats: one table format, or plain text."""
+    path = Path(data)
+    if not path.exists():
+        raise UserError(f"{option} {data}: there is no such file or folder{_similar_name(path)}")
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and data_suffix(p) in SUFFIXES)
         if not files:
@@ -128,10 +175,20 @@ def _local_source(path: Path, text_column: str | None, option: str) -> Source:
         raise UserError(f"{option} {path}: holds several formats ({', '.join(sorted(suffixes))}); give a folder of one")
     if all(file.stat().st_size == 0 for file in files):
         raise UserError(f"{option} {path}: is empty")
+    return files, suffixes
 
+
+def _format_of(files: list[Path], suffixes: set[str]) -> str:
+    kind = next(iter(suffixes)) if len(suffixes) == 1 else "text"
+    return f"{kind.lstrip('.')}, {len(files)} file{'s' if len(files) > 1 else ''}"
+
+
+def _local_source(data: str, text_column: str | None, option: str) -> Source:
+    path = Path(data)
+    files, suffixes = _files_of(data, option)
     columns: list[str] = []
     column = None
-    if tables:
+    if not suffixes & set(TEXT_SUFFIXES):
         columns = _columns(files, f"{option} {path}", option)
         column = _find_text_column(columns, text_column, f"{option} {path}")
     elif text_column is not None:
@@ -146,10 +203,9 @@ def _local_source(path: Path, text_column: str | None, option: str) -> Source:
             else:
                 yield from ((place, _text_of(row, column, place)) for place, row in table_rows(file, option))
 
-    kind = next(iter(suffixes)) if len(suffixes) == 1 else "text"
     return Source(
         name=str(path),
-        format=f"{kind.lstrip('.')}, {len(files)} file{'s' if len(files) > 1 else ''}",
+        format=_format_of(files, suffixes),
         fingerprint=_fingerprint(files, column),
         rows=rows,
         columns=columns,
@@ -352,7 +408,8 @@ def _text_of(row: dict[str, Any], column: str, place: str) -> str | None:
 # ---------------------------------------------------------------------------------------------- the Hub
 
 
-def _hub_source(data: str, text_column: str | None, option: str) -> Source:
+def _hub_rows(data: str, option: str) -> tuple[str, Callable[[], Iterator[tuple[str, dict[str, Any]]]]]:
+    """The pinned name of a Hub dataset, and a function that starts a stream of its training split's rows."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
@@ -375,20 +432,26 @@ def _hub_source(data: str, text_column: str | None, option: str) -> Source:
 
     import datasets
 
-    def stream() -> Iterator[dict[str, Any]]:
-        return iter(datasets.load_dataset(repo_id, revision=sha, split="train", streaming=True))
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        stream = datasets.load_dataset(repo_id, revision=sha, split="train", streaming=True)
+        return ((f"{data}, row {number}", row) for number, row in enumerate(stream, 1))
 
-    columns = list(next(stream()))
+    return f"{repo_id}@{sha}", rows
+
+
+def _hub_source(data: str, text_column: str | None, option: str) -> Source:
+    name, stream = _hub_rows(data, option)
+    columns = list(next(stream())[1])
     column = _find_text_column(columns, text_column, f"{option} {data}")
 
     def rows() -> Iterator[tuple[str, str | None]]:
-        for number, row in enumerate(stream(), 1):
-            yield f"{data}, row {number}", _text_of(row, column, f"{data}, row {number}")
+        for place, row in stream():
+            yield place, _text_of(row, column, place)
 
     return Source(
-        name=f"{repo_id}@{sha}",
+        name=name,
         format="Hub dataset",
-        fingerprint=hashlib.blake2b(f"{repo_id}@{sha}:{column}".encode(), digest_size=16).hexdigest(),
+        fingerprint=hashlib.blake2b(f"{name}:{column}".encode(), digest_size=16).hexdigest(),
         rows=rows,
         columns=columns,
         text_column=column,

@@ -19,20 +19,31 @@ class Journal(TrainerCallback):
 
     Args:
         run: the model folder.
-        tokens_per_step: over all processes.
-        flops_per_token, peak_flops: of one training step, and of the machine, for model_flops_utilization.
+        tokens_per_step: over all processes; their mean, where steps differ.
+        flops_per_token, peak_flops: of one training step, and of the machine, for model_flops_utilization; not shown if None.
+        held_out: the figure of an evaluation, as the Trainer logs it behind "eval_", its name in metrics.jsonl, and in words.
     """
 
-    def __init__(self, run: Run, tokens_per_step: int, flops_per_token: int, peak_flops: float):
+    def __init__(
+        self,
+        run: Run,
+        tokens_per_step: float,
+        flops_per_token: int | None = None,
+        peak_flops: float | None = None,
+        held_out: tuple[str, str, str] = ("bits_per_byte", "bits_per_byte", "bits per byte"),
+    ):
         self.run = run
+        self.held_out = held_out
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self.seconds_before = 0.0  # training seconds of the run before this process resumed it
         self.pause = 0.0  # seconds since the start that were not training steps
         self.steps_here = 0
-        self.bits_per_byte: float | None = None
+        self.held_out_value: float | None = None
         self._bar: Any = None
+
+    further: tuple[str, ...] = ()  # figures of a trainer that belong into metrics.jsonl beside the loss
 
     @property
     def seconds(self) -> float:
@@ -46,7 +57,7 @@ class Journal(TrainerCallback):
 
     @property
     def utilization(self) -> float:
-        """The share of the machine's matrix peak that the model's own arithmetic used."""
+        """The share of the machine's matrix peak that the model's own arithmetic used; where both are known."""
         return self.tokens_per_second * self.flops_per_token / self.peak_flops
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -68,15 +79,16 @@ class Journal(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or logs is None:
             return
-        if "eval_bits_per_byte" in logs:
-            self.bits_per_byte = logs["eval_bits_per_byte"]
-            self.run.log(step=state.global_step, seconds=round(self.seconds, 2), bits_per_byte=self.bits_per_byte)
-            self._say(f"step {state.global_step}: {self.bits_per_byte:.3f} bits per byte of held-out text")
+        logged, name, words = self.held_out
+        if f"eval_{logged}" in logs:
+            self.held_out_value = logs[f"eval_{logged}"]
+            self.run.log(step=state.global_step, seconds=round(self.seconds, 2), **{name: self.held_out_value})
+            self._say(f"step {state.global_step}: {self.held_out_value:.3f} {words} of held-out text")
         elif "loss" in logs:
             before, step_before = self._last
             self._last = (self.seconds - self.seconds_before, state.global_step)
             rate = (state.global_step - step_before) * self.tokens_per_step / max(self._last[0] - before, 1e-9)
-            share = rate * self.flops_per_token / self.peak_flops
+            share = rate * self.flops_per_token / self.peak_flops if self.peak_flops else None
             self.run.log(
                 step=state.global_step,
                 seconds=round(self.seconds, 2),
@@ -84,12 +96,15 @@ class Journal(TrainerCallback):
                 learning_rate=logs["learning_rate"],
                 gradient_norm=logs.get("grad_norm"),
                 tokens_per_second=round(rate, 1),
-                model_flops_utilization=round(share, 4),
+                **({"model_flops_utilization": round(share, 4)} if share is not None else {}),
+                **{figure: logs[figure] for figure in self.further if figure in logs},
             )
             left = (state.max_steps - state.global_step) * self.tokens_per_step / self.tokens_per_second
-            figures = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s, MFU {share:.0%}"
-            if self.bits_per_byte is not None:
-                figures = f"{self.bits_per_byte:.3f} bits per byte, {figures}"
+            figures = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s"
+            if share is not None:
+                figures += f", MFU {share:.0%}"
+            if self.held_out_value is not None:
+                figures = f"{self.held_out_value:.3f} {words}, {figures}"
             if self._bar is not None:
                 self._bar.set_postfix_str(figures)
             elif state.global_step % (10 * args.logging_steps) == 0:

@@ -1,6 +1,8 @@
 """What this machine can do, measured: the figures that forecasts, precision and MFU rest on."""
 
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 
@@ -62,3 +64,8 @@ def use_all_cores(local_processes: int = 1) -> int:
     threads = max(available // local_processes, 1)
     torch.set_num_threads(threads)
     return threads
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)

@@ -218,7 +218,8 @@ def plan_schedule(settings: Settings) -> None:
     Without it, a text that is read several times is learned by heart.
     """
     steps = settings["max_steps"].value
-    rate = settings["learning_rate" if settings["optimizer"].value == "adamw" else "muon_learning_rate"].value
+    by_muon = "optimizer" in settings and settings["optimizer"].value == "muon"
+    rate = settings["muon_learning_rate" if by_muon else "learning_rate"].value
     wanted = DECAYS_PER_RUN / (rate * steps) if rate > 0 else math.inf
     reason = f"the run forgets its weights {DECAYS_PER_RUN:g} times over, by {rate:g} x this at each step"
     if wanted > LARGEST_WEIGHT_DECAY:

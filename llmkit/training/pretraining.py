@@ -1,6 +1,5 @@
 """The preparation of a pretraining run: a machine that is measured, a plan that is complete, a model that fits both."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,9 @@ from llmkit.modeling.sizes import Shape, shape_of_config
 from llmkit.options import Settings
 from llmkit.training import plan
 from llmkit.training.budget import parse_budget, seconds_since_start, steps_within
-from llmkit.training.measure import has_bfloat16, matrix_peaks, use_all_cores
+from llmkit.training.checks import problems_of_training
+from llmkit.training.measure import has_bfloat16, matrix_peaks
+from llmkit.training.processes import agreed
 from llmkit.training.trainer import GLANCE_TOKENS, UNUSED, measured_step
 
 
@@ -59,45 +60,17 @@ class Plan:
     forecast: dict[str, float]
 
 
-def agreed(value: Any) -> Any:
-    """The first process's value, in every process: each measures another time, and all must follow one plan."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
 def problems_of(options: Any, settings: Settings) -> list[str]:
     """What is wrong with the recipe's options by themselves."""
-    from transformers.integrations import get_available_reporting_integrations
-
-    problems: list[str] = []
-    for reason, names in UNUSED.items():
-        problems += [
-            f"--{name} {settings[name].value}: changes nothing here, since {reason}; leave it out"
-            for name in names
-            if name in settings and settings.given(name)
-        ]
-    if settings["push_to_hub"].value:
-        from huggingface_hub import constants
-
-        if constants.is_offline_mode():
-            problems.append(
-                "--push_to_hub: HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or leave --push_to_hub out"
-            )
-    if settings["save_total_limit"].value is not None and settings["save_total_limit"].value < 2:
-        problems.append(
-            f"--save_total_limit {settings['save_total_limit'].value}: must be 2 or more, since the older one goes before the newer is whole"
-        )
-    steps, epochs = settings["max_steps"], settings["num_train_epochs"]
-    if settings.given("max_steps") and steps.value < 1:
-        problems.append(f"--max_steps {steps.value}: must be 1 or more")
+    problems = problems_of_training(settings, UNUSED)
     if settings.given("max_steps") and options.time_budget:
         problems.append(
-            f"--max_steps {steps.value} and --time_budget {options.time_budget}: both say how long; give one"
+            f"--max_steps {settings['max_steps'].value} and --time_budget {options.time_budget}: both say how long; give one"
         )
-    if settings.given("num_train_epochs") and (settings.given("max_steps") or options.time_budget or epochs.value <= 0):
+    if settings.given("num_train_epochs") and options.time_budget:
         problems.append(
-            f"--num_train_epochs {epochs.value}: must be above 0, and --max_steps and --time_budget say the same in another way"
+            f"--num_train_epochs {settings['num_train_epochs'].value} and --time_budget {options.time_budget}: both say how long; "
+            "give one"
         )
     if options.time_budget is not None:
         with noting(problems):
@@ -122,55 +95,9 @@ def problems_of(options: Any, settings: Settings) -> list[str]:
         problems.append(
             f"--vocab_size {options.vocab_size}: the tokenizer of {given_tokenizer} is given; leave one of the two out"
         )
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-    ):
-        if settings[name].value < 1:
-            problems.append(f"--{name} {settings[name].value}: must be 1 or more")
-    for name in (
-        "initializer_range",
-        "learning_rate",
-        "muon_learning_rate",
-        "weight_decay",
-        "adamw_weight_decay",
-    ):
-        value = settings[name].value
-        if value is not None and value < 0:
-            problems.append(f"--{name} {value}: must be 0 or more")
-    if not 0 <= settings["seed"].value < 2**32:
-        problems.append(f"--seed {settings['seed'].value}: must be from 0 to 2^32 - 1")
-    known = {"none", "all", *get_available_reporting_integrations()}
-    for tracker in (
-        settings["report_to"].value if isinstance(settings["report_to"].value, list) else [settings["report_to"].value]
-    ):
-        if tracker not in known:
-            problems.append(f"--report_to {tracker}: is not installed; at hand are {', '.join(sorted(known))}")
     if not 0 <= options.decay_share <= 1:
         problems.append(f"--decay_share {options.decay_share}: must be between 0 and 1")
     return problems
-
-
-def start_processes(settings: Settings) -> Any:
-    """Join the processes of the run, and give each its share of the cores.
-
-    Returns:
-        accelerate's `PartialState`.
-
-    Raises:
-        UserError: Muon where processes hold only slices of a matrix.
-    """
-    from accelerate import PartialState
-
-    if any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
-        if settings.given("optimizer") and settings["optimizer"].value == "muon":
-            raise UserError("--optimizer muon: needs whole matrices, and FSDP and DeepSpeed cut them; use adamw there")
-        settings.derive("optimizer", "adamw", "FSDP and DeepSpeed cut the matrices that Muon needs whole")
-    has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    state = PartialState(cpu=settings["use_cpu"].value or not has_accelerator)
-    state.threads = use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if state.device.type == "cpu" else None
-    return state
 
 
 def plan_context(settings: Settings, device: torch.device, given_model: Any, name: str | None) -> None:

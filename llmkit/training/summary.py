@@ -1,7 +1,5 @@
 """What a pretraining run says to a person: its data, its plan, its samples, its result."""
 
-import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from llmkit.evaluation.bits_per_byte import BitsPerByte
 from llmkit.evaluation.samples import TrainingText, generate_samples
 from llmkit.options import Settings
 from llmkit.training.budget import seconds_since_start
+from llmkit.training.measure import peak_memory_gb
 
 SAMPLE_TOKENS = 80
 _SHOWN = (
@@ -43,11 +42,11 @@ def of_data(sides: Split, tokenizer: Any, train: TokenFile, validation: TokenFil
     return "\n".join(lines)
 
 
-def of_plan(settings: Settings, forecast: dict[str, float]) -> str:
+def of_plan(settings: Settings, forecast: dict[str, float] | None, shown: tuple[str, ...] = _SHOWN) -> str:
     rows = []
-    for name in _SHOWN:
-        setting = settings[name]
-        if setting.source != "default" and setting.value is not None:
+    for name in shown:
+        setting = settings.get(name)
+        if setting and setting.source != "default" and setting.value is not None:
             value = f"{setting.value:g}" if isinstance(setting.value, float) else str(setting.value)
             if name == "lr_scheduler_kwargs":
                 value = (
@@ -58,9 +57,10 @@ def of_plan(settings: Settings, forecast: dict[str, float]) -> str:
     wide = max(len(name) for name, _, _ in rows)
     long = max(len(value) for _, value, _ in rows)
     lines = ["plan:", *(f"  {name:<{wide}}  {value:<{long}}  {why}" for name, value, why in rows)]
-    lines.append(
-        f"forecast: {forecast['train_seconds']:.0f} s of training, {forecast['memory_gb']:.1f} GB beside the program's own"
-    )
+    if forecast:
+        lines.append(
+            f"forecast: {forecast['train_seconds']:.0f} s of training, {forecast['memory_gb']:.1f} GB beside the program's own"
+        )
     return "\n".join(lines)
 
 
@@ -97,8 +97,7 @@ def metrics_of(trainer: Any, result: BitsPerByte, xz: float, forecast: dict[str,
         "train_passes": steps * journal.tokens_per_step / len(trainer.train_dataset.ids),
         "tokens_per_second": journal.tokens_per_second,
         "model_flops_utilization": journal.utilization,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (1e9 if sys.platform == "darwin" else 1e6),
+        "peak_memory_gb": peak_memory_gb(),
         "forecast_memory_gb": forecast["memory_gb"],
         "start_seconds": journal.start_seconds,
         "total_seconds": seconds_since_start(),

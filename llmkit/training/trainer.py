@@ -1,24 +1,21 @@
-"""transformers' Trainer for pretraining: Muon, bits per byte, and no step on a loss that is not a number."""
+"""transformers' Trainer for pretraining: packed samples, Muon, bits per byte."""
 
 import dataclasses
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from llmkit.data.packing import PackedSamples, TokenFile, whole_batch
-from llmkit.errors import StoppedEarly
 from llmkit.evaluation.bits_per_byte import BitsPerByte, bits_per_byte
 from llmkit.folder import Run
 from llmkit.modeling.sizes import shape_of_config
 from llmkit.options import Settings
 from llmkit.training.callbacks import Journal
-from llmkit.training.checkpoints import unseal
+from llmkit.training.careful import Careful
 from llmkit.training.optimizer import MuonAdamW, optimizer_groups
 
 GLANCE_TOKENS = 65_536  # of held-out text at the evaluations on the way; the last one is over all of it
@@ -75,7 +72,7 @@ class PretrainArguments(TrainingArguments):
         super().__post_init__()
 
 
-class PretrainTrainer(Trainer):
+class PretrainTrainer(Careful, Trainer):
     """Trainer over packed samples.
 
     Args:
@@ -108,7 +105,6 @@ class PretrainTrainer(Trainer):
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         shape = shape_of_config(model.config, self.context_length)
-        self.journal = Journal(run, batch * self.context_length, shape.flops_per_token, peak_flops)
         super().__init__(
             model=model,
             args=arguments,
@@ -116,29 +112,15 @@ class PretrainTrainer(Trainer):
             eval_dataset=validation.ids,
             data_collator=whole_batch,
             processing_class=tokenizer,
-            callbacks=[self.journal],
         )
         # A tied output layer is not in the file; with this, Trainer ties it again on resuming instead of warning.
         model._keys_to_ignore_on_save = list(model.all_tied_weights_keys) or None
-        self.remove_callback(ProgressCallback)
-        self.remove_callback(PrinterCallback)
+        self.keep_journal(Journal(run, batch * self.context_length, shape.flops_per_token, peak_flops))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = MuonAdamW(groups_of(self.model, self.settings))
         return self.optimizer
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        # On a GPU looking at the loss would wait for it; there it is looked at when it is logged.
-        if loss.device.type == "cpu" and not torch.isfinite(loss):
-            raise not_a_number(self.state.global_step + 1, self.args.output_dir)
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if not np.isfinite(logs.get("loss", 0.0)):
-            raise not_a_number(self.state.global_step, self.args.output_dir)
-        super().log(logs, start_time)
 
     def measure(self, ids: np.ndarray) -> BitsPerByte:
         """Bits per byte over a row of tokens; all processes share the work and return the same."""
@@ -176,18 +158,6 @@ class PretrainTrainer(Trainer):
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
         """The gathered weights of a model that is cut over processes, which all must call this; None for a whole one."""
         return self.accelerator.get_state_dict(self.model_wrapped) if self.is_cut else None
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        started = time.perf_counter()
-        unseal(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch say a full disk their own way
-            raise StoppedEarly(
-                f"step {self.state.global_step}: the checkpoint could not be written ({error}); earlier checkpoints in "
-                f"{self.args.output_dir} are whole; make room and run the same command again to go on"
-            ) from error
-        self.journal.pause += time.perf_counter() - started
 
 
 def groups_of(model: Any, settings: Settings) -> list[dict[str, Any]]:
@@ -235,10 +205,3 @@ def measured_step(
         times.append(time.perf_counter() - started)
     model.load_state_dict(weights)
     return float(np.median(times[2:]))
-
-
-def not_a_number(step: int, folder: str) -> StoppedEarly:
-    return StoppedEarly(
-        f"step {step}: the loss is not a number; checkpoints in {folder} from before are kept. A learning rate that is too "
-        "high is the usual cause: try half of --muon_learning_rate and --learning_rate with another --output_dir"
-    )
