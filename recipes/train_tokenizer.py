@@ -1,6 +1,7 @@
 """Train a byte-level BPE tokenizer on a text.
 
     accelerate launch recipes/train_tokenizer.py --data my_texts/ --vocab_size 4096
+    accelerate launch recipes/train_tokenizer.py --conversations tutor
 
 writes runs/tokenizer, which `recipes/pretrain_gpt.py --tokenizer runs/tokenizer` and `AutoTokenizer` load.
 """
@@ -9,13 +10,16 @@ import time
 from dataclasses import dataclass
 
 from llmkit.data.text import Text, TextOptions
-from llmkit.errors import run
+from llmkit.errors import noting, refuse, run
 from llmkit.options import option, parse_options
 
 
 @dataclass
 class TokenizerOptions(TextOptions):
     vocab_size: int | None = option(None, "Tokens in all, 260 (plain bytes) or more; None: by the size of the text.")
+    conversations: str | None = option(
+        None, "Rows that the model will be taught to talk like; 'tutor': the bundled ones."
+    )
     output_dir: str = option("runs/tokenizer", "The folder to write.")
     overwrite: bool = option(False, "Delete a run of other options in output_dir.")
 
@@ -23,19 +27,25 @@ class TokenizerOptions(TextOptions):
 def main() -> None:
     options, _, settings = parse_options(TokenizerOptions, description=__doc__)
 
+    from llmkit.data.conversations import said_in
     from llmkit.data.packing import encode_texts, sample_of
     from llmkit.folder import Run
     from llmkit.tokenization.bpe import SAMPLE_BYTES, tokenizer_for
 
-    text = Text.open(options)
-    folder = Run.start("train_tokenizer", settings, text.fingerprints, options.overwrite)
+    problems: list[str] = []
+    with noting(problems):
+        text = Text.open(options)
+    with noting(problems):
+        conversations = said_in(options.conversations)
+    refuse(problems)
+    folder = Run.start("train_tokenizer", settings, text.fingerprints | conversations.fingerprints, options.overwrite)
     if folder.finished:
         print(f"{folder.folder} is finished; --overwrite makes it again")
         return
     sides = text.usable_split()
 
     started = time.perf_counter()
-    tokenizer = tokenizer_for(sides, settings)
+    tokenizer = tokenizer_for(sides, settings, conversations.texts)
     train_seconds = time.perf_counter() - started
     folder.save(data={"name": text.source.name, **sides.counts()})
     folder.save_model(None, tokenizer)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ def vocabulary_for(text_bytes: int) -> int:
     return min(max(power, 512), 65_536)
 
 
-def tokenizer_for(split: Split, settings: Settings) -> Any:
+def tokenizer_for(split: Split, settings: Settings, conversations: Iterable[str] = ()) -> Any:
     """Train a tokenizer on the training side of a corpus, of the size that `vocab_size` says or the text asks for.
+
+    Args:
+        conversations: what the model will talk like; learned from as well, so that its words become tokens of their own.
 
     Raises:
         UserError: a size that is too small for bytes, or too large for the text.
@@ -41,7 +44,8 @@ def tokenizer_for(split: Split, settings: Settings) -> Any:
         )
     reason = "the power of two below the root of the bytes of the training text"
     size = settings.derive("vocab_size", vocabulary_for(split.train_bytes), reason)
-    tokenizer = train_bpe(sample_of(split.train(), split.train_bytes, SAMPLE_BYTES), size)
+    texts = sample_of(split.train(), split.train_bytes, SAMPLE_BYTES)
+    tokenizer = train_bpe(chain(texts, conversations), size)
     if len(tokenizer) < size and wanted is not None:
         raise UserError(
             f"--vocab_size {wanted}: this text supports {len(tokenizer)} tokens; ask for that many, or give more text"
