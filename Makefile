@@ -4,13 +4,19 @@ BIN := .venv/bin
 # What accelerate would take anyway; said here, it does not remark on each of them.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help pretrain test lint format clean
+.PHONY: help pretrain chat test lint format clean
 
 help:
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/: .*## /\t/'
 
 pretrain: .venv/core ## a small GPT of your own from the bundled text, in five minutes
 	$(LAUNCH) recipes/pretrain_gpt.py
+
+chat: .venv/core ## a tutor of your own that answers questions, from nothing, in eight minutes; then talk with it
+	$(LAUNCH) recipes/train_tokenizer.py --config recipes/configs/tutor_tokenizer.yaml
+	$(LAUNCH) recipes/pretrain_gpt.py --config recipes/configs/tutor_gpt.yaml
+	$(LAUNCH) recipes/finetune_instruct.py --config recipes/configs/tutor.yaml
+	$(BIN)/llmkit chat runs/tutor
 
 test: .venv/dev ## the whole test suite
 	$(BIN)/python -m pytest

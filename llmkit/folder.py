@@ -4,6 +4,7 @@
     llmkit.json      how it was made: recipe, options and their sources, data, parent, versions, times
     metrics.json     the final figures, flat
     metrics.jsonl    one line per logging step
+    wrong_answers.json   of a chat model, questions that it got wrong
     README.md, report.html   the same for a person
     checkpoint-N/    only while training
 
@@ -30,6 +31,7 @@ import llmkit
 from llmkit.errors import UserError
 from llmkit.options import SECRETS, Settings
 
+MOST_WRONG_ANSWERS = 100  # that are kept of each held-out set
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 # Options that say where a run writes and what it shows, not what it makes.
 _NOT_PART_OF_THE_RESULT = {
@@ -39,7 +41,7 @@ _NOT_PART_OF_THE_RESULT = {
 _OWN_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt",
-    "README.md", "llmkit.json", "metrics.json", "metrics.jsonl", "report.html", "checkpoint-*",
+    "adapter_config.json", "adapter_model.safetensors", "merged", "README.md", "llmkit.json", "metrics.json", "metrics.jsonl", "wrong_answers.json", "report.html", "checkpoint-*",
 )  # fmt: skip
 _ON_THEIR_WAY = (".saving-*", ".llmkit.json-*", ".metrics.json-*", ".README.md-*", ".report.html-*")
 
@@ -134,7 +136,7 @@ def require_model_folder(name: str, option: str, weights: bool = True) -> None:
             raise UserError(f"{option} {name}: there is no such folder{offline}{hint}")
         return
     missing = []
-    if weights and not (folder / "config.json").exists():
+    if weights and not any((folder / file).exists() for file in ("config.json", "adapter_config.json")):
         missing.append("config.json")
     if weights and not any((folder / file).exists() for file in WEIGHTS):
         missing.append("weights (model.safetensors)")
@@ -361,6 +363,12 @@ class Run:
                 os.replace(file, self.folder / file.name)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def save_answers(self, answers: dict[str, Any]) -> None:
+        """Write the wrong answers of each held-out set to wrong_answers.json, which the report shows."""
+        if self.writes:
+            wrong = {name or "held out": given.wrong()[:MOST_WRONG_ANSWERS] for name, given in answers.items()}
+            write_json(self.folder / "wrong_answers.json", wrong)
 
     def finish(self, metrics: dict[str, Any], keep_checkpoints: bool = False) -> None:
         """Write figures, card and report, delete the checkpoints, and only then call the run finished."""

@@ -456,7 +456,12 @@ def test_every_run_is_logged_evaluated_and_saved(steps):
 
 @pytest.mark.parametrize(
     ("device", "context", "chosen"),
-    [(CPU, 64, "eager"), (CPU, LONGEST_PLAIN_CONTEXT, "eager"), (CPU, LONGEST_PLAIN_CONTEXT + 1, "sdpa"), (CUDA, 64, "sdpa")],
+    [
+        (CPU, 64, "eager"),
+        (CPU, LONGEST_PLAIN_CONTEXT, "eager"),
+        (CPU, LONGEST_PLAIN_CONTEXT + 1, "sdpa"),
+        (CUDA, 64, "sdpa"),
+    ],
 )
 def test_attention_is_chosen_by_device_and_context_and_changes_no_logit(device, context, chosen, tmp_path):
     model = new_model(Shape(1, 32, 64, 2, 1, 300, 64, 16), SPECIAL_IDS, 0.02)

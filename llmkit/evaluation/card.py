@@ -7,8 +7,20 @@ from llmkit.folder import atomic_write
 
 _WHAT = {
     "pretrain_gpt": ("text-generation", "a small GPT, pretrained from text"),
+    "finetune_instruct": ("text-generation", "a chat model, fine-tuned on conversations"),
+    "finetune_lora": ("text-generation", "an adapter that makes a chat model of its base"),
+    "align_dpo": ("text-generation", "a chat model, tuned on preferences"),
+    "align_grpo": ("text-generation", "a chat model, tuned on rewards that can be checked"),
     "train_tokenizer": (None, "a byte-level BPE tokenizer"),
 }
+_LOAD_ADAPTER = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```"""
 _LOAD = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,7 +34,7 @@ def write_card(folder: Path) -> Path:
     record = json.loads((folder / "llmkit.json").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     pipeline, what = _WHAT.get(record["recipe"], (None, f"made by {record['recipe']}"))
-    lines = ["---", "library_name: transformers", "tags: [llmkit]"]
+    lines = ["---", f"library_name: {'peft' if record.get('base') else 'transformers'}", "tags: [llmkit]"]
     if pipeline:
         lines.append(f"pipeline_tag: {pipeline}")
     lines += [
@@ -49,7 +61,9 @@ def write_card(folder: Path) -> Path:
             shown += f", n = {metrics[f'{name}_n']:,}"
         lines.append(f"| {name} | {shown} |")
     if pipeline:
-        lines += ["", _LOAD.format(name=folder.name)]
+        base = record.get("base")
+        load = _LOAD_ADAPTER.format(base=base["name"], name=folder.name) if base else _LOAD.format(name=folder.name)
+        lines += ["", load]
     lines += [
         "",
         "It repeats what stands in its training text, right or wrong, and was not made safe for use by others.",

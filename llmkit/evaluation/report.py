@@ -16,9 +16,12 @@ BASELINES = {
     "accuracy": "baseline_accuracy",
     "exact_match": "baseline_exact_match",
     "reward": "baseline_reward",
+    "greedy_reward": "baseline_greedy_reward",
+    "preference_accuracy": "baseline_preference_accuracy",
     "bits_per_byte": "xz_bits_per_byte",
+    "validation_loss": "baseline_validation_loss",
 }
-LOWER_IS_BETTER = {"bits_per_byte"}
+LOWER_IS_BETTER = {"bits_per_byte", "validation_loss"}
 
 MEANINGS = {
     "bits_per_byte": "bits the model needs for one byte of held-out text; lower is better, whatever the tokenizer",
@@ -41,16 +44,35 @@ MEANINGS = {
     "baseline_accuracy": "accuracy of the simple model to beat",
     "baseline_macro_f1": "macro F1 of the simple model to beat",
     "exact_match": "share of answers equal to the expected one",
-    "reward": "mean reward of the answers",
+    "reward": "mean reward of sampled answers to held-out questions",
+    "baseline_reward": "the same before the first step",
+    "greedy_reward": "mean reward of the likeliest answers",
+    "baseline_greedy_reward": "the same before the first step",
+    "completion_length": "mean tokens of a sampled answer",
+    "kl": "divergence from the model at the start, in nats a token, at the last step that was logged",
+    "preference_accuracy": "share of held-out pairs whose preferred answer the model finds the more likely one",
+    "baseline_preference_accuracy": "the same before training",
+    "reward_accuracy": "share of held-out pairs whose preferred answer has gained more probability than the other",
+    "reward_margin": "mean difference of the two rewards, beta times what the log-probability of an answer has gained",
+    "validation_loss": "loss of a token of the held-out answers, in nats; lower is better",
+    "baseline_validation_loss": "the same before the first step",
+    "trained_parameters": "of them changed by training",
+    "base_megabytes": "memory that the weights of the base take",
 }
 
 CHARTS = {
     "loss": "Training loss",
     "bits_per_byte": "Bits per byte of held-out text",
+    "validation_loss": "Loss on held-out answers",
     "accuracy": "Accuracy on held-out rows",
     "macro_f1": "Macro F1 on held-out rows",
     "exact_match": "Exact match on held-out questions",
     "reward": "Reward",
+    "greedy_reward": "Reward of greedy answers to held-out questions",
+    "kl": "KL divergence from the model at the start",
+    "completion_length": "Tokens of an answer",
+    "preference_accuracy": "Share of held-out pairs ranked right",
+    "reward_margin": "Reward margin of the training pairs",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens per second",
 }
@@ -101,6 +123,7 @@ def write_report(folder: str | Path) -> Path:
             if len(curves.get(name, ())) > 1  # one point is no curve
         ],
         samples=sorted(samples.items(), reverse=True),
+        wrong=_read_json(folder / "wrong_answers.json") if (folder / "wrong_answers.json").exists() else {},
         chosen_options=[(name, option) for name, option in options if option["source"] != "default"],
         default_options=[(name, option) for name, option in options if option["source"] == "default"],
     )
