@@ -292,7 +292,6 @@ def _chat_with_model(
     Raises:
         UserError: no tokenizer or chat template, or a --max_length that the model cannot look back over.
     """
-    import types
 
     import torch
     from transformers import AutoConfig
@@ -311,7 +310,7 @@ def _chat_with_model(
     length = Setting(options.max_length, "default" if options.max_length is None else "command line")
     settings = Settings(max_length=length, bf16=Setting(None, "default"), fp16=Setting(False, "default"))
     # Of the model, its configuration is all that is asked for.
-    autocast = inherit(settings, types.SimpleNamespace(config=config), options.model, parent, device)
+    autocast = inherit(settings, config, options.model, parent, device)
     length = settings["max_length"]
     shown = _ROWS_SHOWN if options.rows is None else options.rows
     report = {"model": options.model, "chat_template": template}

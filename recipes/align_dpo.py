@@ -51,7 +51,7 @@ def main() -> None:
     template = require_template(tokenizer, options.chat_template_path)
     model = load_model(options.model, tokenizer)
     dpo.plan_rates(settings, options.model, parent)
-    finetuning.inherit(settings, model, options.model, parent, state.device)
+    finetuning.inherit(settings, model.config, options.model, parent, state.device)
     train = dpo.encode_side(rows.train, tokenizer, settings)
     held_out = "--validation_data" if options.validation_data else "--data"
     validation = dpo.encode_side(rows.validation, tokenizer, settings, held_out)

@@ -21,7 +21,7 @@ def main() -> None:
     from transformers import set_seed
 
     from llmkit.folder import Run, fingerprint
-    from llmkit.modeling.models import choose_attention, load_model, load_tokenizer
+    from llmkit.modeling.models import choose_attention, load_config, load_model, load_tokenizer
     from llmkit.tokenization.chat import end_tokens, require_template
     from llmkit.training import finetuning, finetuning_summary, processes, summary
     from llmkit.training.callbacks import Checkpoints
@@ -47,12 +47,12 @@ def main() -> None:
     # Rows to tokens, and every number of the run, inherited from the model where it was not given.
     tokenizer = load_tokenizer(options.model, "--model")
     template = require_template(tokenizer, settings["chat_template_path"].value)
-    model = load_model(options.model, tokenizer)
-    autocast = finetuning.inherit(settings, model, options.model, parent, state.device)
+    autocast = finetuning.inherit(settings, load_config(options.model), options.model, parent, state.device)
     train = finetuning.encode_side(rows.train, tokenizer, settings)
     validation = finetuning.encode_side(rows.validation, tokenizer, settings, "--validation_data")
     samples = lay_out(train, settings)
     finetuning.plan_steps(settings, len(samples), state.num_processes)
+    model = load_model(options.model, tokenizer)
     folder.save(data=rows.counts(), parent={"folder": options.model, "fingerprint": inputs["model"]})
     state.print(finetuning_summary.of_rows(rows, train, validation, template, state))
     state.print(summary.of_plan(settings, None, finetuning_summary.SHOWN))
@@ -61,7 +61,7 @@ def main() -> None:
     set_seed(settings["seed"].value)
     choose_attention(model, state.device, settings["max_length"].value)
     model.generation_config.eos_token_id = end_tokens(tokenizer)
-    trainer = InstructTrainer(model, samples, validation, tokenizer, folder)
+    trainer = InstructTrainer(model, samples, validation, tokenizer, folder, InstructArguments)
     trainer.add_callback(Checkpoints())
     before = finetuning.loss_before(trainer, folder)
     checkpoint = newest_checkpoint(folder.folder) if folder.resumes else None

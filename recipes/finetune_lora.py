@@ -22,7 +22,7 @@ def main() -> None:
 
     from llmkit.folder import Run, fingerprint
     from llmkit.modeling import adapters
-    from llmkit.modeling.models import choose_attention, load_model, load_tokenizer
+    from llmkit.modeling.models import choose_attention, load_config, load_model, load_tokenizer
     from llmkit.tokenization.chat import end_tokens, require_template
     from llmkit.training import finetuning, finetuning_summary, processes, summary
     from llmkit.training.callbacks import Checkpoints
@@ -49,28 +49,28 @@ def main() -> None:
     # Rows to tokens, and every number of the run, inherited from the model where it was not given.
     tokenizer = load_tokenizer(options.model, "--model")
     template = require_template(tokenizer, settings["chat_template_path"].value)
+    autocast = finetuning.inherit(settings, load_config(options.model), options.model, parent, state.device)
+    train = finetuning.encode_side(rows.train, tokenizer, settings)
+    validation = finetuning.encode_side(rows.validation, tokenizer, settings, "--validation_data")
+    samples = lay_out(train, settings)
+    finetuning.plan_steps(settings, len(samples), state.num_processes)
     quantized = options.load_in_4bit or options.load_in_8bit
     if quantized:
         model = adapters.load_quantized(options.model, tokenizer, options.load_in_4bit)
     else:
         model = load_model(options.model, tokenizer)
     base_megabytes = adapters.quantized_megabytes(model)
-    autocast = finetuning.inherit(settings, model, options.model, parent, state.device)
-    train = finetuning.encode_side(rows.train, tokenizer, settings)
-    validation = finetuning.encode_side(rows.validation, tokenizer, settings, "--validation_data")
-    samples = lay_out(train, settings)
-    finetuning.plan_steps(settings, len(samples), state.num_processes)
+    set_seed(settings["seed"].value)
+    choose_attention(model, state.device, settings["max_length"].value)
+    model.generation_config.eos_token_id = end_tokens(tokenizer)
+    model = adapters.add_adapter(model, settings)
     base = adapters.base_record(options.model, folder.folder)
     folder.save(data=rows.counts(), parent={"folder": options.model, "fingerprint": inputs["model"]}, base=base)
     state.print(finetuning_summary.of_rows(rows, train, validation, template, state))
     state.print(summary.of_plan(settings, None, finetuning_summary.SHOWN))
 
     # Train, evaluate, save.
-    set_seed(settings["seed"].value)
-    choose_attention(model, state.device, settings["max_length"].value)
-    model.generation_config.eos_token_id = end_tokens(tokenizer)
-    model = adapters.add_adapter(model, settings)
-    trainer = InstructTrainer(model, samples, validation, tokenizer, folder)
+    trainer = InstructTrainer(model, samples, validation, tokenizer, folder, LoraArguments)
     trainer.add_callback(Checkpoints())
     before = finetuning.loss_before(trainer, folder)
     checkpoint = newest_checkpoint(folder.folder) if folder.resumes else None

@@ -115,7 +115,6 @@ def add_adapter(model: Any, settings: Any) -> Any:
         target_modules=targets,
         use_dora=value["use_dora"],
         use_rslora=value["use_rslora"],
-        ensure_weight_tying=bool(getattr(model.config, "tie_word_embeddings", False)),
     )
     try:
         return get_peft_model(model, config)

@@ -32,6 +32,13 @@ def new_model(shape: Shape, tokenizer: Any, initializer_range: float) -> Any:
     return model
 
 
+def load_config(name: str) -> Any:
+    """The configuration of a model from a folder or the Hub."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name)
+
+
 def load_model(name: str, tokenizer: Any, option: str = "--model") -> Any:
     """A causal language model from a folder or the Hub, in float32.
 

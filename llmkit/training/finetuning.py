@@ -156,11 +156,12 @@ def require_causal_model(name: str, option: str = "--model") -> dict[str, Any]:
 
 
 def inherit(
-    settings: Settings, model: Any, name: str, parent: dict[str, Any], device: torch.device
+    settings: Settings, config: Any, name: str, parent: dict[str, Any], device: torch.device
 ) -> torch.dtype | None:
     """Take over from the model what was not given: how far it looks back, its precision, and the scale of its learning rates.
 
     Args:
+        config: the model's; its weights are not needed.
         parent: the model's llmkit.json, if it has one.
 
     Returns:
@@ -169,7 +170,7 @@ def inherit(
     Raises:
         UserError: `--max_length` is more than the model can look back over.
     """
-    longest = model.config.max_position_embeddings
+    longest = config.max_position_embeddings
     length = settings.inherit("max_length", longest, name)
     if length > longest:
         raise UserError(f"--max_length {length}: the model {name} looks back over {longest} tokens at most")
@@ -177,7 +178,7 @@ def inherit(
     bf16 = options.get("bf16", {}).get("value")
     if bf16 is not None and not settings["fp16"].value and (not bf16 or has_bfloat16(device)):
         settings.inherit("bf16", bf16, name)
-    dtype = plan.plan_precision(settings, model.config.hidden_size, has_bfloat16(device))
+    dtype = plan.plan_precision(settings, config.hidden_size, has_bfloat16(device))
     if "learning_rate" not in settings:  # a look at data takes no steps
         return dtype
     if "optimizer" not in settings:

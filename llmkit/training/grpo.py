@@ -274,7 +274,7 @@ def inherit(
     else:
         settings.derive("learning_rate", LEARNING_RATE, "usual for learning from rewards with a large model")
         settings.derive("muon_learning_rate", LEARNING_RATE, f"{name} was not trained with llmkit's Muon")
-    return finetuning.inherit(settings, model, name, parent, device)
+    return finetuning.inherit(settings, model.config, name, parent, device)
 
 
 def plan_answers(settings: Settings, rows: Rows[Question], tokenizer: Any) -> None:

@@ -163,13 +163,22 @@ class InstructTrainer(Careful, SFTTrainer):
         validation: the held-out side; the evaluations on the way take the first `GLANCE_ROWS` of it.
         tokenizer: saved with every checkpoint.
         run: its settings are the arguments, and its journal is written.
+        arguments_of: the recipe's dataclass, whose defaults complete the settings.
     """
 
-    def __init__(self, model: Any, samples: Any, validation: Fitted, tokenizer: Any, run: Run):
+    def __init__(
+        self,
+        model: Any,
+        samples: Any,
+        validation: Fitted,
+        tokenizer: Any,
+        run: Run,
+        arguments_of: type = InstructArguments,
+    ):
         self.settings = run.settings
         # What is laid out below is all the epochs, so the Trainer makes one pass over it.
         arguments = dataclasses.replace(
-            self.settings.build(InstructArguments), dataset_kwargs={"skip_prepare_dataset": True}, num_train_epochs=1.0
+            self.settings.build(arguments_of), dataset_kwargs={"skip_prepare_dataset": True}, num_train_epochs=1.0
         )
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         lengths = [len(ids) for ids in samples["input_ids"]]
@@ -204,7 +213,21 @@ class InstructTrainer(Careful, SFTTrainer):
         return metrics
 
     def validation_loss(self) -> float:
-        """The mean loss of a trained token over all of the held-out side; nothing is logged."""
-        loop = self.evaluation_loop(self.get_eval_dataloader(self.validation), "held out", prediction_loss_only=True)
-        self._metrics["eval"].clear()
-        return float(loop.metrics["eval_loss"])
+        """The mean loss of a trained token over all of the held-out side; nothing is logged.
+
+        Trainer's own figure is the mean of the batches' means, in which a token of a batch with few of them weighs more.
+        """
+        model = self.model
+        was_training = model.training
+        model.eval()
+        losses, tokens = 0.0, 0
+        try:
+            for inputs in self.get_eval_dataloader(self.validation):
+                with torch.no_grad(), self.accelerator.autocast():
+                    outputs = model(**self._prepare_inputs(inputs), use_cache=False, fused_lm_head=True)
+                rows = (outputs.log_probs.float().sum(-1), outputs.label_mask.sum(-1))
+                log_probs, counts = self.accelerator.gather_for_metrics(rows)
+                losses, tokens = losses - float(log_probs.sum()), tokens + int(counts.sum())
+        finally:
+            model.train(was_training)
+        return losses / tokens

@@ -22,13 +22,13 @@ REFUSAL = "That is not in my handbook. Ask me about a term on the road from zero
 # Shares of the training conversations. What a term means, why it matters and what it is related to are as many texts to learn
 # each; refusals need many examples, since what the handbook lacks has nothing else in common.
 SHARES = {
-    "definition": 0.27,
-    "why": 0.18,
-    "related": 0.15,
-    "comparison": 0.07,
+    "definition": 0.26,
+    "why": 0.16,
+    "related": 0.13,
+    "comparison": 0.08,
     "follow_up": 0.13,
-    "small_talk": 0.07,
-    "refusal": 0.13,
+    "small_talk": 0.09,
+    "refusal": 0.15,
 }
 TEST_SHARE = 0.1  # of phrasings, subjects and pairs of terms; what belongs to the test is never taught
 
@@ -276,7 +276,7 @@ class _Makers:
         return wording.format(**{place: self.name_of(term) for place, term in terms.items()})
 
     def name_of(self, term: Term) -> str:
-        name = self.draw.choice(term.aliases) if term.aliases and self.draw.random() < 0.3 else term.term
+        name = self.draw.choice(term.aliases) if term.aliases and self.draw.random() < 0.25 else term.term
         manner = self.draw.random()
         if manner < 0.06:
             return f"the {name}"
@@ -289,6 +289,10 @@ class _Makers:
     def typed(self, text: str) -> str:
         """A text as somebody types it."""
         draw = self.draw
+        if draw.random() < 0.15:
+            text = self.draw.choice(self.wordings["openers"]) + text
+        if draw.random() < 0.12:
+            text = text.rstrip("?.!") + self.draw.choice(self.wordings["closers"])
         if draw.random() < 0.4:
             text = text.lower()
         elif draw.random() < 0.02:
@@ -299,7 +303,7 @@ class _Makers:
             text = text.rstrip("?.!")
         elif draw.random() < 0.05:
             text += draw.choice(("?", "??", "!", " :)", " please"))
-        if draw.random() < 0.1:
+        if draw.random() < 0.08:
             text = self.with_a_slip(text)
         return text
 
