@@ -127,6 +127,7 @@ def main() -> None:
         state.print(f"pushed to {folder.push()}")
     trainer.end()
     state.print(summary.of_result(folder.folder, metrics))
+    state.destroy_process_group()  # left to the interpreter's end, it can wait for ever
 
 
 if __name__ == "__main__":
